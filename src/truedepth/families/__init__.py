@@ -1,0 +1,105 @@
+"""What truedepth must know of a model family, as data: one TOML file a family, found by its file name.
+
+A file says where a layer's attention and FFN branches are, as names of submodules of the decoder layer:
+`before` is applied to the branch's input, then `module`, then `after`, all before the residual addition.
+`[cannot]` names what the family cannot do, with the reason that a user is shown.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Literal
+
+from truedepth.errors import UnsupportedModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+Ability = Literal["lp", "par", "merge"]
+"""What a plan may ask of a family beyond skipping layers: the two forms of groups, and merged layers."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One residual branch of a decoder layer: names of its submodules, in the order in which they run."""
+
+    before: tuple[str, ...]
+    module: str
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Facts about one family. Paths are relative to the causal language model.
+
+    Attributes:
+        name: the family's file name.
+        model_types: values of `config.model_type` that it covers.
+        attention, ffn: the two branches of a layer.
+        cannot: reasons, by ability.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    attention: Branch
+    ffn: Branch
+    cannot: dict[Ability, str]
+    layers: str = "model.layers"
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    head: str = "lm_head"
+
+    def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
+        """The decoder layers of a causal language model, in order."""
+        return list(model.get_submodule(self.layers).children())
+
+    def require(self, ability: Ability) -> None:
+        """Refuse what the family cannot do.
+
+        Raises:
+            UnsupportedModelError: with the reason, and the families that can.
+        """
+        if ability in self.cannot:
+            able = [family.name for family in all_families() if ability not in family.cannot]
+            raise UnsupportedModelError(
+                f"family {self.name} cannot do '{ability}': {self.cannot[ability]}. "
+                f"Families that can: {', '.join(able)}"
+            )
+
+
+@cache
+def all_families() -> tuple[Family, ...]:
+    """Every supported family, by name."""
+    folder = files(__name__)
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return tuple(_read(name.removesuffix(".toml"), (folder / name).read_text("utf-8")) for name in names)
+
+
+def family_of(config: PreTrainedConfig) -> Family:
+    """The family of a model, by `config.model_type`.
+
+    Raises:
+        UnsupportedModelError: the family is unknown; the message lists those supported.
+    """
+    for family in all_families():
+        if config.model_type in family.model_types:
+            return family
+    supported = ", ".join(model_type for family in all_families() for model_type in family.model_types)
+    raise UnsupportedModelError(
+        f"model type '{config.model_type}' is not supported; supported model types: {supported}. "
+        "To add one, write its file in truedepth/families (see CONTRIBUTING)"
+    )
+
+
+def _read(name: str, text: str) -> Family:
+    facts: dict[str, Any] = tomllib.loads(text)
+    facts["model_types"] = tuple(facts["model_types"])
+    facts.setdefault("cannot", {})
+    for branch in ("attention", "ffn"):
+        parts = facts[branch]
+        facts[branch] = Branch(tuple(parts["before"]), parts["module"], tuple(parts["after"]))
+    return Family(name=name, **facts)

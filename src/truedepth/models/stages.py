@@ -1,0 +1,80 @@
+"""How one stage computes, composed of the model's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from truedepth.families import Family
+from truedepth.plan import Form
+
+LayerInputs = Mapping[str, Any]
+"""The keyword arguments that the model hands to a decoder layer: mask, position embeddings, cache, ..."""
+
+
+def attention_output(layer: nn.Module, family: Family, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+    """A(x): the attention branch of a layer, norms included, residual excluded.
+
+    Args:
+        hidden: x, the stage's input, (B, T, D).
+
+    Returns:
+        (B, T, D), the dtype of `hidden`. Writes the layer's own entry of the cache in `inputs`, if any.
+    """
+    branch = family.attention
+    hidden = _through(layer, branch.before, hidden)  # (B, T, D)
+    output = layer.get_submodule(branch.module)(hidden_states=hidden, **inputs)
+    return _through(layer, branch.after, output[0])  # (B, T, D)
+
+
+def ffn_output(layer: nn.Module, family: Family, hidden: Tensor) -> Tensor:
+    """F(x): the FFN branch of a layer, norms included, residual excluded. (B, T, D) to (B, T, D)."""
+    branch = family.ffn
+    hidden = _through(layer, branch.before, hidden)
+    hidden = layer.get_submodule(branch.module)(hidden)
+    return _through(layer, branch.after, hidden)
+
+
+def run_group(
+    layers: Sequence[nn.Module],
+    inputs: Sequence[LayerInputs],
+    family: Family,
+    form: Form,
+    hidden: Tensor,
+) -> Tensor:
+    """Several layers side by side on the same input x.
+
+    lp (arXiv 2502.02790):  u = x + sum A_i(x);  y = u + sum F_i(u)
+    par:                    y = x + sum [A_i(x) + F_i(x + A_i(x))]
+
+    Args:
+        layers: the group's layers.
+        inputs: what each of them is given besides the hidden states.
+        hidden: x, (B, T, D).
+
+    Returns:
+        y, (B, T, D).
+    """
+    attended = [
+        attention_output(layer, family, hidden, given) for layer, given in zip(layers, inputs, strict=True)
+    ]
+    if form == "lp":
+        for output in attended:
+            hidden = hidden + output  # u, (B, T, D)
+        branches = [ffn_output(layer, family, hidden) for layer in layers]
+    else:
+        branches = [
+            output + ffn_output(layer, family, hidden + output)
+            for layer, output in zip(layers, attended, strict=True)
+        ]
+    for branch in branches:
+        hidden = hidden + branch
+    return hidden
+
+
+def _through(layer: nn.Module, names: Sequence[str], hidden: Tensor) -> Tensor:
+    for name in names:
+        hidden = layer.get_submodule(name)(hidden)
+    return hidden
