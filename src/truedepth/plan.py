@@ -32,8 +32,8 @@ FORMS: tuple[Form, ...] = get_args(Form)
 PREFILLS: tuple[Prefill, ...] = get_args(Prefill)
 
 _TOKEN = re.compile(r"\([^()]*\)|[^\s()]+|[()]")
-_NUMBER = re.compile(r"\d+")
-_RANGE = re.compile(r"(\d+)-(\d+)")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_RANGE = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,12 @@ from truedepth.errors import TruedepthError
 from truedepth.plan import DepthPlan, Form, Prefill
 
 SCHEMA_VERSION = 1
+RESULTS_FILE = "results.json"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A broken plan can have an infinite perplexity; as a string it stays JSON that every reader takes.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class PlanRecord(_Record):

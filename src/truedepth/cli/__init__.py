@@ -1,0 +1,139 @@
+"""The command `truedepth`: imports the subcommand that runs, and turns errors into one paragraph."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from truedepth import __version__
+from truedepth.cli.options import examples
+from truedepth.errors import TruedepthError
+
+# Each is a module of this package with a click command named `command`, imported when it is called.
+COMMANDS = {
+    "optimize": "Find, check and keep the best plan for a model on this machine.",
+    "plan": "Make a plan by one of the published methods.",
+    "generate": "Write text with a model under a plan.",
+    "measure": "Measure the speed and the quality of a model under a plan.",
+    "show": "Print and draw a plan or a finished run.",
+    "models": "List what truedepth can load: families, embedded and cached models.",
+}
+
+INTERRUPTED = 130
+
+
+@dataclass
+class Settings:
+    """What the options before the subcommand say."""
+
+    debug: bool = False
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands' help without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"truedepth.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    ctx.ensure_object(Settings).debug = value
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=examples(
+        "truedepth optimize smollm2-135m --speedup 1.25 -o run",
+        "truedepth show run",
+        "truedepth generate smollm2-135m --plan run --prompt 'Why is the sky blue?'",
+        "truedepth plan layer-parallel --layers 32 --end 28 --delta 14",
+    ),
+)
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show the traceback of an error.",
+)
+@click.version_option(__version__, prog_name="truedepth", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Make a pre-trained language model effectively shallower, run it faster, and see what that costs.
+
+    'truedepth COMMAND --help' explains each command.
+    """
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted."""
+    settings = Settings()
+    try:
+        returned = cli.main(args, prog_name="truedepth", standalone_mode=False, obj=settings)
+        sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if settings.debug and not isinstance(error, click.Abort):
+            raise
+        sys.exit(_report(error))
+    sys.exit(returned if isinstance(returned, int) else 0)
+
+
+def _report(error: BaseException) -> int:
+    """Say on stderr what went wrong, as one paragraph; returns the exit code."""
+    if isinstance(error, BrokenPipeError):
+        # The reader has gone, as in `truedepth models | head -1`: say nothing, and flush nothing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        click.echo("truedepth: interrupted", err=True)
+        return INTERRUPTED
+    message, exit_code = _explain(error)
+    click.echo(f"truedepth: error: {' '.join(message.split())}", err=True)
+    return exit_code
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What was wrong and what to do, and the exit code."""
+    if isinstance(error, TruedepthError):
+        return str(error), error.exit_code
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "truedepth"
+        return f"{error.format_message()} See '{path} --help'.", error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), error.exit_code
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full{_at(error)}; free some space and start again", 1
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{_at(error)}", 1
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({error}); use a smaller model, a smaller batch, or --dtype bfloat16", 1
+    return (
+        f"this is a bug in truedepth: {type(error).__name__}: {error}. "
+        "Please report it with the traceback that 'truedepth --debug ...' shows",
+        1,
+    )
+
+
+def _at(error: OSError) -> str:
+    return f": {error.filename}" if error.filename else ""

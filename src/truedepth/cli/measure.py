@@ -1,0 +1,151 @@
+"""`truedepth measure`: how fast a model is under a plan, and how far that is from the limit of the memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from truedepth.cli.options import (
+    examples,
+    json_option,
+    load_model,
+    loading_options,
+    model_argument,
+    plan_options,
+    print_json,
+    resolve_plan,
+)
+from truedepth.plan import DepthPlan, Form, Prefill
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from truedepth.measuring.measurement import Measurement
+    from truedepth.measuring.speed import Spread
+
+UNMODIFIED = "unmodified"
+AT_LEAST_1 = click.IntRange(1)
+
+
+@click.command(
+    epilog=examples(
+        "truedepth measure smollm2-135m",
+        "truedepth measure smollm2-135m --plan run",
+        "truedepth measure smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --form par --stages",
+        "truedepth measure ./checkpoint --plan plan.yaml --batch 8 --prompt-tokens 512 --json",
+    )
+)
+@model_argument
+@plan_options
+@click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
+@click.option(
+    "--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt."
+)
+@click.option("--new-tokens", type=AT_LEAST_1, default=32, show_default=True, help="Tokens to decode then.")
+@click.option("--repeats", type=click.IntRange(3), default=5, show_default=True, help="Timed runs of each.")
+@click.option("--stages", is_flag=True, help="Also time each stage of a decode step.")
+@loading_options
+@json_option
+def command(
+    model: str,
+    plan: str | None,
+    form: Form | None,
+    prefill: Prefill | None,
+    batch: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    repeats: int,
+    stages: bool,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """Time a model under a plan, in turns with the unmodified model.
+
+    Prints the medians of all runs, how the two compare run by run, and how much of the memory's bandwidth
+    decoding uses: every new token reads all weights, so at 100 % only a smaller or shallower model is faster.
+    """
+    from rich.console import Console
+
+    from truedepth.families import family_of
+    from truedepth.measuring.measurement import measure
+    from truedepth.progress import terminal
+
+    loaded = load_model(model, **loading)
+    num_layers = len(family_of(loaded.model.config).decoder_layers(loaded.model))
+    chosen = resolve_plan(plan, num_layers, form, prefill)
+    plans = {UNMODIFIED: DepthPlan.full(num_layers)}
+    if not chosen.is_full:
+        plans["plan"] = chosen
+    measurement = measure(
+        loaded.model,
+        plans,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        repeats=repeats,
+        stages=stages,
+        progress=terminal,
+    )
+    if as_json:
+        print_json({"model": loaded.name, **measurement.to_dict()})
+        return
+    console = Console()
+    console.print(_speed_table(loaded.name, measurement))
+    for name in measurement.stages:
+        console.print(_stage_table(name, measurement))
+
+
+def _speed_table(model: str, measurement: Measurement) -> Table:
+    """A column for each plan, a row for each figure."""
+    from rich.table import Table
+
+    from truedepth.report.wording import percent, size
+
+    comparison, machine = measurement.comparison, measurement.machine
+    table = Table(
+        title=f"{model} on {machine.device} ({machine.processor}, {machine.threads} threads)",
+        caption=(
+            f"Medians of {len(comparison.runs[UNMODIFIED])} runs, lowest to highest in brackets. "
+            f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, "
+            f"{comparison.new_tokens} new tokens. "
+            f"Memory reads at {size(machine.bandwidth_bytes_per_second)}/s."
+        ),
+    )
+    table.add_column("")
+    speeds = comparison.speeds
+    for name in speeds:
+        table.add_column(name, justify="right")
+    table.add_row("stages", *(str(plan.effective_depth) for plan in measurement.plans.values()))
+    table.add_row("decode, tokens/s", *(_spread(own.decode_tokens_per_second) for own in speeds.values()))
+    table.add_row("speed ratio", *(_spread(own, digits=2) for own in comparison.ratios.values()))
+    table.add_row("prefill, tokens/s", *(_spread(own.prefill_tokens_per_second) for own in speeds.values()))
+    first = (own.time_to_first_token_seconds for own in speeds.values())
+    table.add_row("first token, ms", *(_spread(own, factor=1e3) for own in first))
+    table.add_row("read for a token", *(size(measurement.bytes_per_token[name]) for name in speeds))
+    table.add_row("of the memory limit", *(percent(measurement.bandwidth_share(name)) for name in speeds))
+    return table
+
+
+def _stage_table(name: str, measurement: Measurement) -> Table:
+    """Where a decode step's time goes."""
+    from rich.table import Table
+
+    from truedepth.report.wording import duration, percent
+
+    times = measurement.stages[name]
+    table = Table(title=f"A decode step: {name}")
+    table.add_column("part")
+    table.add_column("time", justify="right")
+    table.add_column("share", justify="right")
+    stages = zip(times.notation, times.stages, strict=True)
+    parts = [(f"stage {stage}", seconds) for stage, seconds in stages]
+    parts += [("final norm", times.final_norm), ("LM head", times.head), ("rest", times.rest)]
+    for part, seconds in [*parts, ("step", times.step)]:
+        table.add_row(part, duration(seconds), percent(seconds / times.step, 1))
+    return table
+
+
+def _spread(spread: Spread, *, factor: float = 1.0, digits: int = 1) -> str:
+    low, middle, high = (factor * value for value in (spread.low, spread.median, spread.high))
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

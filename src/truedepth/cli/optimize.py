@@ -1,0 +1,118 @@
+"""`truedepth optimize`: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from truedepth.cli.options import examples, json_option, loading_options, print_json
+from truedepth.errors import UsageError
+from truedepth.recipe import Recipe, Windows
+from truedepth.search import MOVES, Move
+
+
+@click.command(
+    epilog=examples(
+        "truedepth optimize smollm2-135m --speedup 1.25 -o run",
+        "truedepth optimize meta-llama/Llama-3.2-3B --max-perplexity-ratio 1.2 --text my.txt -o run",
+        "truedepth optimize smollm2-135m --depth 25 --layers-parallel-only --hardware a100-nvlink-x2 -o run",
+        "truedepth optimize smollm2-135m --speedup 1.25 -o run --resume",
+        "truedepth optimize --recipe run/recipe.yaml -o again",
+    )
+)
+@click.argument("model", required=False)
+@click.option("--speedup", type=float, help="Reach this many times the decode speed of the unmodified model.")
+@click.option("--max-perplexity-ratio", type=float, help="Be as fast as this ratio of perplexities allows.")
+@click.option("--depth", type=int, help="Reach this number of stages.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for plan and report."
+)
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
+@click.option("--skip-only", is_flag=True, help="Only skip layers.")
+@click.option("--layers-parallel-only", is_flag=True, help="Only put layers side by side.")
+@click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
+@click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
+@click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
+@click.option(
+    "--windows", metavar="C,V,R", default="2,4,8", show_default=True, help="Text windows a part reads."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
+@click.option(
+    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file."
+)
+@loading_options
+@json_option
+def command(
+    model: str | None,
+    output: Path,
+    resume: bool,
+    recipe_file: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Find the best depth plan for MODEL, check it, and write plan, figures and report to a folder.
+
+    Give exactly one target: --speedup, --max-perplexity-ratio or --depth.
+    """
+    from truedepth.cli.live import JobDisplay
+    from truedepth.optimize import optimize
+    from truedepth.report import REPORT_FILE
+    from truedepth.report.terminal import draw_plan, results_table
+
+    recipe = _recipe(model, recipe_file, settings)
+    with JobDisplay() as display:
+        results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
+    if as_json:
+        print_json(json.loads(results.model_dump_json()))
+        return
+    console = Console()
+    console.print(draw_plan(results.plan.to_plan()))
+    console.print(results_table(results))
+    console.print(f"The report is {output / REPORT_FILE}", soft_wrap=True, highlight=False)
+
+
+def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any]) -> Recipe:
+    """What the options say.
+
+    Raises:
+        UsageError: not exactly one target, no model, or settings beside a recipe file.
+    """
+    if recipe_file is not None:
+        if model is not None:
+            raise UsageError("give either MODEL or --recipe, not both; the recipe names its model")
+        return Recipe.load(recipe_file)
+    if model is None:
+        raise UsageError("no model is given; give MODEL (such as smollm2-135m) or --recipe FILE")
+    targets = {name: settings.pop(name) for name in ("speedup", "max_perplexity_ratio", "depth")}
+    given = {name: value for name, value in targets.items() if value is not None}
+    if len(given) != 1:
+        raise UsageError("give exactly one target: --speedup, --max-perplexity-ratio or --depth")
+    ((target, value),) = given.items()
+    moves = _moves(settings.pop("skip_only"), settings.pop("layers_parallel_only"), settings.pop("form"))
+    windows = _windows(settings.pop("windows"))
+    return Recipe.model_validate(
+        {"model": model, "target": target, "value": value, "moves": moves, "windows": windows, **settings}
+    )
+
+
+def _moves(skip_only: bool, layers_parallel_only: bool, form: Move | None) -> tuple[Move, ...]:
+    if skip_only and (layers_parallel_only or form):
+        raise UsageError("--skip-only leaves no groups; drop --layers-parallel-only and --form")
+    groups: tuple[Move, ...] = (form,) if form else MOVES[1:]
+    if skip_only:
+        return ("skip",)
+    return groups if layers_parallel_only else ("skip", *groups)
+
+
+def _windows(text: str) -> Windows:
+    counts = text.split(",")
+    if len(counts) != 3 or not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+        raise UsageError(
+            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 2,4,8"
+        )
+    calibration, validation, report = map(int, counts)
+    return Windows(calibration=calibration, validation=validation, report=report)

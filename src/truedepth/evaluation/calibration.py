@@ -1,0 +1,171 @@
+"""What a model does with calibration text, layer by layer, and what plans would make of it.
+
+One ordinary forward records what each layer is given. Plans are then judged by running only their stages, from
+the last hidden state that they share: with the unmodified model, and with each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy
+from transformers import PreTrainedModel
+
+from truedepth.errors import PlanError
+from truedepth.evaluation.quality import CONTEXT
+from truedepth.families import family_of
+from truedepth.models.rewire import restore
+from truedepth.models.stages import LayerInputs, run_group, to_logits
+from truedepth.plan import DepthPlan, Form, Stage
+from truedepth.progress import Progress, silent
+
+
+@dataclass
+class Calibration:
+    """The `Evidence` of a real model. Made by `calibrate`.
+
+    Attributes:
+        model: a causal language model without a plan.
+        windows: the text, (N, T) int64 on the model's device.
+        hidden: the input of each layer and, last, the output of the last one: L + 1 tensors (N, T, D).
+        inputs: what else each layer is given.
+        remembered: losses by plan. Preset it to go on from an earlier run.
+        on_loss: called with the key and the value of each loss that had to be computed.
+    """
+
+    model: PreTrainedModel
+    windows: Tensor
+    hidden: list[Tensor]
+    inputs: list[LayerInputs]
+    progress: Progress = silent
+    remembered: dict[str, float] = field(default_factory=dict)
+    on_loss: Callable[[str, float], None] = lambda key, loss: None
+
+    def __post_init__(self) -> None:
+        self._family = family_of(self.model.config)
+        self._layers = self._family.decoder_layers(self.model)
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._layers)
+
+    def block_influence(self) -> list[float]:
+        """ShortGPT (arXiv 2403.03853), eq. 1: mean over tokens of 1 - cos(x_l, x_{l+1}), for each layer l."""
+        return [1.0 - self._cosine(layer, layer + 1).mean().item() for layer in range(self.num_layers)]
+
+    def angular_distance(self, block: int) -> list[float]:
+        """arXiv 2403.17887, eq. 5, over all tokens: arccos(cos(x_l, x_{l+block})) / pi, for each start l."""
+        starts = range(self.num_layers - block + 1)
+        return [
+            (self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item()
+            for start in starts
+        ]
+
+    def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
+        """Mean cross-entropy (nats a token) of the scored tokens under each plan.
+
+        Stages that plans begin with alike run once for all of them.
+
+        Raises:
+            PlanError: a plan with merged layers, whose weights only `apply` makes, or with `prefill="full"`.
+        """
+        for plan in plans:
+            if plan.prefill == "full" or any(stage.merged for stage in plan.stages):
+                raise PlanError(
+                    f"calibration judges plans that skip and group layers in prefill too, not '{plan}'"
+                )
+        unknown = {key_of(plan): plan for plan in plans if key_of(plan) not in self.remembered}
+        if unknown:
+            with torch.inference_mode(), self.progress("Judging plans", len(unknown)) as advance:
+                self._descend(self.hidden[0], 0, True, list(unknown.values()), advance)
+        return [self.remembered[key_of(plan)] for plan in plans]
+
+    def _descend(
+        self, hidden: Tensor, depth: int, base: bool, plans: list[DepthPlan], advance: Callable[[], None]
+    ) -> None:
+        """Judge plans that agree in their first `depth` stages, whose output is `hidden`.
+
+        Args:
+            hidden: (N, T, D).
+            base: whether those stages are the unmodified model's, whose hidden states are known.
+        """
+        branches: dict[tuple[Stage, Form], list[DepthPlan]] = {}
+        for plan in plans:
+            if depth == plan.effective_depth:
+                self._remember(plan, self._cross_entropy(hidden))
+                advance()
+                continue
+            stage = plan.stages[depth]
+            # The form decides only how groups run: without one, plans of both forms share their stages.
+            branches.setdefault((stage, plan.form if stage.is_group else "lp"), []).append(plan)
+        for (stage, form), members in branches.items():
+            still_base = base and stage.layers == (depth,)
+            output = self.hidden[depth + 1] if still_base else self._run(stage, form, hidden)
+            self._descend(output, depth + 1, still_base, members, advance)
+
+    def _run(self, stage: Stage, form: Form, hidden: Tensor) -> Tensor:
+        layers = [self._layers[index] for index in stage.layers]
+        inputs = [self.inputs[index] for index in stage.layers]
+        if stage.is_group:
+            return run_group(layers, inputs, self._family, form, hidden)
+        output: Tensor = layers[0](hidden, **inputs[0])  # (N, T, D)
+        return output
+
+    def _cross_entropy(self, hidden: Tensor) -> float:
+        total = 0.0
+        for states, ids in zip(hidden, self.windows, strict=True):  # a window at a time: logits are large
+            logits = to_logits(self.model, self._family, states[CONTEXT:-1])  # (T - CONTEXT - 1, V)
+            total += cross_entropy(logits.float(), ids[CONTEXT + 1 :], reduction="sum").item()
+        return total / (self.windows.shape[0] * (self.windows.shape[1] - CONTEXT - 1))
+
+    def _remember(self, plan: DepthPlan, loss: float) -> None:
+        self.remembered[key_of(plan)] = loss
+        self.on_loss(key_of(plan), loss)
+
+    def _cosine(self, first: int, second: int) -> Tensor:
+        """cos(x_first, x_second) of every token, (N, T)."""
+        return cosine_similarity(self.hidden[first].float(), self.hidden[second].float(), dim=-1)
+
+
+def key_of(plan: DepthPlan) -> str:
+    """What tells plans apart whose losses differ."""
+    return f"{plan.form}: {plan.notation}" if plan.groups else plan.notation
+
+
+def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = silent) -> Calibration:
+    """Run calibration text through the model once, recording what each layer is given.
+
+    Args:
+        model: a supported causal language model; a plan that it runs is taken off.
+        windows: token ids, (N, T) int64.
+    """
+    restore(model)
+    family = family_of(model.config)
+    layers = family.decoder_layers(model)
+    windows = windows.to(model.device)
+    hidden: list[Tensor] = []
+    inputs: list[LayerInputs] = []
+
+    def record(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden.append(args[0])
+        inputs.append(kwargs)
+        advance()
+
+    def record_last(_: nn.Module, args: tuple[Any, ...]) -> None:
+        hidden.append(args[0])
+
+    with ExitStack() as stack:
+        advance = stack.enter_context(progress("Reading calibration text", len(layers)))
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
+        final_norm = model.get_submodule(family.final_norm)
+        stack.callback(final_norm.register_forward_pre_hook(record_last).remove)
+        stack.enter_context(torch.inference_mode())
+        model(windows, use_cache=False, logits_to_keep=1)
+    return Calibration(model, windows, hidden, inputs, progress)

@@ -1,0 +1,113 @@
+"""How far plans take a model from itself: perplexity, KL divergence and top-1 agreement on the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+from transformers import DynamicCache, PreTrainedModel
+
+from truedepth.models.rewire import apply, mark_decoding, restore
+from truedepth.plan import DepthPlan
+from truedepth.progress import Progress, silent
+
+CONTEXT = 32
+"""Tokens at the start of each window that are read but not scored: the prompt, for plans that decode only."""
+
+_BATCH = 2
+"""Windows a forward. Small, since a batch's logits over the whole vocabulary are held twice."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Figures over all scored tokens.
+
+    Attributes:
+        perplexity: exp of the mean cross-entropy.
+        kl: mean KL(base || plan) in nats a token; 0 for the unmodified model.
+        agreement: share of tokens whose most likely next token is the unmodified model's.
+        tokens: number of scored tokens.
+    """
+
+    perplexity: float
+    kl: float
+    agreement: float
+    tokens: int
+
+
+def compare_quality(
+    model: PreTrainedModel,
+    plans: Mapping[str, DepthPlan],
+    windows: Tensor,
+    progress: Progress = silent,
+) -> dict[str, Quality]:
+    """Judge plans against the unmodified model on the same text.
+
+    The first `CONTEXT` tokens of each window are context. A plan with `prefill="full"` reads them with every layer
+    and the rest through the plan, over the cache that this leaves, as it would in generation.
+
+    Args:
+        model: a causal language model without a plan; it has none afterwards either.
+        plans: by any name; the unmodified model must be among them to have its own figures.
+        windows: token ids, (N, T) int64.
+
+    Returns:
+        A `Quality` for each name.
+    """
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in plans}
+    batches = windows.to(model.device).split(_BATCH)
+    with torch.inference_mode(), progress("Judging quality", len(batches) * (len(plans) + 1)) as advance:
+        for batch in batches:
+            targets = batch[:, CONTEXT + 1 :].flatten()
+            base = _log_probabilities(model, None, batch)  # (tokens, V)
+            advance()
+            for name, plan in plans.items():
+                other = base if plan.is_full else _log_probabilities(model, plan, batch)
+                sums[name] += _sums(base, other, targets)
+                advance()
+    tokens = windows.shape[0] * (windows.shape[1] - CONTEXT - 1)
+    return {name: _quality(total, tokens) for name, total in sums.items()}
+
+
+def _quality(sums: Tensor, tokens: int) -> Quality:
+    loss, kl, same = (sums / tokens).tolist()
+    return Quality(math.exp(min(loss, 700.0)), max(kl, 0.0), same, tokens)
+
+
+def _sums(base: Tensor, other: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy, KL(base || other) and agreement, each summed over tokens. Log-probabilities (tokens, V)."""
+    figures = (
+        cross_entropy(other, targets, reduction="sum"),
+        kl_div(other, base, reduction="sum", log_target=True),
+        (base.argmax(-1) == other.argmax(-1)).sum(),
+    )
+    return torch.stack([figure.double().cpu() for figure in figures])
+
+
+def _log_probabilities(model: PreTrainedModel, plan: DepthPlan | None, ids: Tensor) -> Tensor:
+    """Of every scored token, given all before it in its window.
+
+    Args:
+        ids: (B, T).
+
+    Returns:
+        (B * (T - CONTEXT - 1), V) float32.
+    """
+    if plan is not None:
+        apply(model, plan)
+    try:
+        if plan is not None and plan.prefill == "full":
+            cache = DynamicCache(config=model.config)
+            model(ids[:, :CONTEXT], past_key_values=cache, use_cache=True, logits_to_keep=1)
+            mark_decoding(cache)
+            logits = model(ids[:, CONTEXT:], past_key_values=cache, use_cache=True).logits[:, :-1]
+        else:
+            logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - CONTEXT).logits[:, :-1]
+    finally:
+        restore(model)
+    probabilities: Tensor = logits.float().log_softmax(-1)  # (B, T - CONTEXT - 1, V)
+    return probabilities.flatten(0, 1)

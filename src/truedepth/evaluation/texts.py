@@ -1,0 +1,164 @@
+"""Text to judge a model on, in three parts that share nothing: calibration, validation and report.
+
+The search and the methods look at calibration text, the search picks its winner on validation text, and the
+figures that a user is shown come from report text.
+"""
+
+from __future__ import annotations
+
+import random
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from truedepth.errors import TextError
+
+WINDOW = 256
+"""Tokens of one window, the special token at its start (where the tokenizer has one) included."""
+
+PARTS = ("calibration", "validation", "report")
+
+_MODULES = (
+    "argparse ast bisect calendar cmd collections/__init__ configparser contextlib copy csv dataclasses datetime "
+    "decimal difflib doctest enum filecmp fractions functools gettext glob gzip hashlib heapq http/client http/server "
+    "imaplib inspect ipaddress json/decoder locale logging/__init__ logging/handlers mailbox mimetypes netrc ntpath "
+    "numbers optparse os pathlib pdb pickle pickletools platform plistlib poplib posixpath pprint profile pstats "
+    "queue random selectors shelve shlex shutil smtplib socket socketserver ssl statistics string subprocess tarfile "
+    "tempfile textwrap threading timeit tokenize trace traceback turtle types typing unittest/case unittest/mock "
+    "urllib/parse urllib/request uuid warnings weakref webbrowser zipfile"
+).split()
+"""Modules of the standard library that are plain Python in every supported version."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Windows of token ids, (N, WINDOW) int64 each.
+
+    Attributes:
+        source: where the text came from, in words.
+    """
+
+    source: str
+    calibration: Tensor
+    validation: Tensor
+    report: Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many windows each part gets."""
+
+    calibration: int = 2
+    validation: int = 4
+    report: int = 8
+
+    def __iter__(self) -> Iterator[int]:
+        return iter((self.calibration, self.validation, self.report))
+
+
+def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 0) -> Texts:
+    """Text that is always there: Python's language reference (`pydoc_data.topics`) and standard library source.
+
+    Prose and source alternate, window by window. No paragraph of prose and no module is in two parts.
+
+    Args:
+        seed: which documents of their part calibration and validation draw. The report text is always the same.
+    """
+    prose, code = _split(_topics(), seed), _split(_modules(), seed)
+    parts = []
+    for kind, count in enumerate(sizes):
+        windows = [
+            _windows(tokenizer, documents[kind], share)
+            for documents, share in ((prose, (count + 1) // 2), (code, count // 2))
+        ]
+        parts.append(_alternate(*windows))
+    return Texts("Python's language reference and standard library source", *parts)
+
+
+def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Texts:
+    """A user's text file (UTF-8), cut into consecutive thirds by the sizes asked for.
+
+    Raises:
+        TextError: the file cannot be read, is not UTF-8, or is too short.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise TextError(f"cannot read text file '{path}': {error.strerror}; give a readable file") from None
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"text file '{path}' is not UTF-8: byte {error.start} cannot be read; convert it, for example with iconv"
+        ) from None
+    needed = sum(sizes)
+    windows = _windows(tokenizer, [text], needed)
+    if len(windows) < needed:
+        raise TextError(
+            f"text file '{path}' is too short: it fills {len(windows)} windows of {WINDOW} tokens and {needed} are "
+            f"needed ({', '.join(f'{size} for {part}' for size, part in zip(sizes, PARTS, strict=True))}); "
+            f"give about {needed * WINDOW * 5 // 1000 + 1} kB of text"
+        )
+    calibration, validation, report = windows.split(list(sizes))
+    return Texts(str(path), calibration, validation, report)
+
+
+def _topics() -> list[str]:
+    """Prose of the language reference. Topics repeat each other's sections, so each paragraph is kept once."""
+    from pydoc_data.topics import topics
+
+    seen: set[str] = set()
+    documents = []
+    for name in sorted(topics):
+        fresh = [part for part in topics[name].split("\n\n") if part.strip() and part not in seen]
+        seen.update(fresh)
+        documents.append("\n\n".join(fresh))
+    return [document for document in documents if len(document) > 1000]
+
+
+def _modules() -> list[str]:
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    files = (folder / f"{name}.py" for name in _MODULES)
+    return [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+
+
+def _split(documents: list[str], seed: int) -> list[list[str]]:
+    """Deal documents out to the three parts, and shuffle each part."""
+    parts = [documents[index :: len(PARTS)] for index in range(len(PARTS))]
+    for name, part in zip(PARTS, parts, strict=True):
+        random.Random(0 if name == "report" else seed).shuffle(part)
+    return parts
+
+
+def _windows(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], count: int) -> Tensor:
+    """Up to `count` windows, taking one from each document in turn so that few tokens cover many documents."""
+    start = _special_start(tokenizer)
+    step = WINDOW - len(start)
+    streams = [_cut(tokenizer, document, step, count) for document in documents]
+    rows = [start + row for turn in zip_longest(*streams) for row in turn if row is not None]
+    return torch.tensor(rows[:count], dtype=torch.int64).reshape(-1, WINDOW)
+
+
+def _cut(tokenizer: PreTrainedTokenizerBase, document: str, step: int, count: int) -> Iterator[list[int]]:
+    # A token is rarely longer than 16 characters: tokenise no more of a long document than can be needed.
+    ids: list[int] = tokenizer(
+        document[: count * step * 16], add_special_tokens=False, verbose=False
+    ).input_ids
+    for begin in range(0, len(ids) - step + 1, step):
+        yield ids[begin : begin + step]
+
+
+def _special_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The beginning-of-text token, for tokenizers that put one there (Llama 2, Gemma)."""
+    ids = tokenizer("a").input_ids
+    return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+
+
+def _alternate(first: Tensor, second: Tensor) -> Tensor:
+    """Rows of two tensors in turn; `first` has as many rows as `second`, or one more."""
+    rows = [row for pair in zip_longest(first, second) for row in pair if row is not None]
+    return torch.stack(rows)

@@ -1,0 +1,1 @@
+"""Measuring what a plan costs: speed, bytes read, memory bandwidth, and cost models for the search."""

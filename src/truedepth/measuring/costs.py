@@ -1,0 +1,222 @@
+"""What a decode step under a plan costs: what the search asks, and answers measured on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median, quantiles
+from typing import TYPE_CHECKING, Any, Protocol
+
+from truedepth.errors import SearchError, UsageError
+from truedepth.plan import FORMS, DepthPlan, Form, Stage
+from truedepth.progress import Progress, silent
+from truedepth.results import CostRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from truedepth.measuring.speed import Comparison
+
+FULL, SKIP = "full", "skip"
+"""Names of the two probes that are not groups; a probe of groups is named by its form."""
+
+
+class CostModel(Protocol):
+    """What the search asks about time. A plan that only skips while decoding costs what it costs then."""
+
+    def decode_seconds(self, plan: DepthPlan) -> float:
+        """Seconds of one decode step under `plan`."""
+        ...
+
+    def speedup(self, plan: DepthPlan) -> float:
+        """Decode seconds of the full model over those of `plan`."""
+        ...
+
+    def worth(self, form: Form) -> bool:
+        """Whether two layers side by side in `form` take less time than one after the other, noise aside."""
+        ...
+
+    def record(self) -> CostRecord:
+        """The costs as `results.json` keeps them."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """Costs fitted to interleaved runs on this machine, as a sum over stages.
+
+    A group of g layers costs layer + (g - 1) * (pair - layer): each further layer adds what the second did.
+
+    Attributes:
+        fixed_seconds: what a step takes besides its stages.
+        layer_seconds: one layer on its own, or a merged stage.
+        pair_seconds: two layers side by side, by form; exactly twice `layer_seconds` where no difference
+            from that stood out of the noise. A form that the model's family cannot run is absent.
+        note: one sentence, whether layers side by side save time.
+    """
+
+    fixed_seconds: float
+    layer_seconds: float
+    pair_seconds: Mapping[Form, float]
+    note: str
+
+    def decode_seconds(self, plan: DepthPlan) -> float:
+        """See `CostModel`.
+
+        Raises:
+            UsageError: the plan has groups of a form that was not measured.
+        """
+        return self.fixed_seconds + sum(self._stage_seconds(stage, plan.form) for stage in plan.stages)
+
+    def speedup(self, plan: DepthPlan) -> float:
+        """See `CostModel`."""
+        return self.decode_seconds(DepthPlan.full(plan.num_layers)) / self.decode_seconds(plan)
+
+    def worth(self, form: Form) -> bool:
+        """See `CostModel`."""
+        return form in self.pair_seconds and self.pair_seconds[form] < 2 * self.layer_seconds
+
+    def record(self) -> CostRecord:
+        """See `CostModel`."""
+        return CostRecord(
+            source="measured",
+            fixed_seconds=self.fixed_seconds,
+            layer_seconds=self.layer_seconds,
+            pair_seconds=dict(self.pair_seconds),
+            note=self.note,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for a run that is to be resumed."""
+        return {**asdict(self), "pair_seconds": dict(self.pair_seconds)}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> MeasuredCosts:
+        """What `to_dict` saved."""
+        return cls(**saved)
+
+    def _stage_seconds(self, stage: Stage, form: Form) -> float:
+        if not stage.is_group:
+            return self.layer_seconds
+        if form not in self.pair_seconds:
+            raise UsageError(f"the cost of groups in form '{form}' was not measured; use another form")
+        return self.layer_seconds + (len(stage.layers) - 1) * (self.pair_seconds[form] - self.layer_seconds)
+
+    @classmethod
+    def measure(
+        cls,
+        model: nn.Module,
+        *,
+        prompt_tokens: int = 64,
+        new_tokens: int = 12,
+        repeats: int = 9,
+        max_seconds: float | None = 60.0,
+        progress: Progress = silent,
+    ) -> MeasuredCosts:
+        """Time the probes of `probe_plans`, interleaved, and fit the costs to them.
+
+        The arguments are those of `truedepth.measuring.speed.compare`. Many short runs serve better than a
+        few long ones, since what counts is the difference within a round.
+
+        Raises:
+            SearchError: skipping a third of the layers did not save time, so the timings are all noise.
+            UsageError, UnsupportedModelError: see `truedepth.measuring.speed.compare`.
+        """
+        from truedepth.measuring.speed import compare
+
+        probes = probe_plans(model)
+        comparison = compare(
+            model,
+            probes,
+            prompt_tokens=prompt_tokens,
+            new_tokens=new_tokens,
+            repeats=repeats,
+            max_seconds=max_seconds,
+            progress=progress,
+        )
+        return cls.fit(comparison, probes)
+
+    @classmethod
+    def fit(cls, comparison: Comparison, probes: Mapping[str, DepthPlan]) -> MeasuredCosts:
+        """Fit the costs to interleaved runs of `probes`.
+
+        With s layers skipped and p pairs, and medians over rounds of the difference to the full model's step:
+        layer = saved(skip) / s; fixed = full - L * layer; pair = 2 * layer - saved(form) / p.
+
+        A pair's saving (or loss) that is not larger than its noise, the interquartile range over rounds,
+        counts as none. A layer costs at most 1/L of the step, and a pair at least as much as a layer.
+
+        Args:
+            comparison: runs of `probes`; its baseline is the full model.
+            probes: as `probe_plans` makes them.
+
+        Raises:
+            SearchError: skipping layers did not save time.
+        """
+        full_seconds = median(run.step_seconds for run in comparison.runs[FULL])
+        depth = probes[FULL].num_layers
+        skipped = len(probes[SKIP].layers_skipped)
+        saving = median(comparison.saved_seconds(SKIP)) / skipped
+        if saving <= 0:
+            raise SearchError(
+                f"a decode step of {full_seconds * 1e3:.2f} ms did not become shorter when {skipped} of "
+                f"{depth} layers were skipped: something else keeps the machine busy; end it and try again"
+            )
+        layer = min(saving, full_seconds / depth)
+        pairs: dict[Form, float] = {}
+        findings = []
+        for form in FORMS:
+            if form in probes:
+                rounds = [seconds / len(probes[form].groups) for seconds in comparison.saved_seconds(form)]
+                pairs[form], finding = _pair_seconds(form, layer, rounds)
+                findings.append(finding)
+        return cls(full_seconds - depth * layer, layer, pairs, _note(findings))
+
+
+def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
+    """The plans whose times tell the costs apart.
+
+    The full model, the middle third of the layers skipped, and for each form that the family can run all
+    layers in pairs.
+
+    Raises:
+        SearchError: the model has a single layer.
+        UnsupportedModelError: the family is unknown.
+    """
+    from truedepth.families import family_of
+    from truedepth.models.rewire import causal_lm
+
+    core = causal_lm(model)
+    family = family_of(core.config)
+    depth = len(family.decoder_layers(core))
+    if depth < 2:
+        raise SearchError("the model has a single layer; there is nothing to skip or to put side by side")
+    skipped = max(1, depth // 3)
+    first = (depth - skipped + 1) // 2
+    kept = [layer for layer in range(depth) if not first <= layer < first + skipped]
+    probes = {FULL: DepthPlan.full(depth), SKIP: DepthPlan.of_layers(kept, depth)}
+    paired = [Stage((layer, layer + 1)) for layer in range(0, depth - 1, 2)]
+    last = [Stage((depth - 1,))] if depth % 2 else []
+    for form in FORMS:
+        if form not in family.cannot:
+            probes[form] = DepthPlan((*paired, *last), depth, form)
+    return probes
+
+
+def _pair_seconds(form: Form, layer: float, savings: Sequence[float]) -> tuple[float, str]:
+    """A pair's cost and what to say about it, from the seconds that each round saved by a pair."""
+    saving = median(savings)
+    lower, _, upper = quantiles(savings, n=4)
+    noise = upper - lower
+    figures = f"{abs(saving) * 1e3:.3f} ms of {2 * layer * 1e3:.3f} ms (noise {noise * 1e3:.3f} ms)"
+    if abs(saving) <= noise:
+        return 2 * layer, f"a pair in form {form} takes no measurable time less than two layers: {figures}"
+    verb = "saves" if saving > 0 else "loses"
+    return max(2 * layer - saving, layer), f"a pair in form {form} {verb} {figures}"
+
+
+def _note(findings: Sequence[str]) -> str:
+    if not findings:
+        return "This family cannot run layers side by side."
+    text = "; ".join(findings)
+    return f"{text[0].upper()}{text[1:]}."

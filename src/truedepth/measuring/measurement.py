@@ -1,0 +1,98 @@
+"""Everything that `truedepth measure` reports, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from truedepth.measuring.bandwidth import read_bandwidth
+from truedepth.measuring.machine import machine_record
+from truedepth.measuring.speed import Comparison, Speed, compare, device_of
+from truedepth.measuring.stage_times import StageTimes, stage_times
+from truedepth.measuring.work import DecodeWork
+from truedepth.plan import DepthPlan
+from truedepth.progress import Progress, silent
+from truedepth.results import MachineRecord
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a model's plans cost on this machine.
+
+    Attributes:
+        plans: by name; the first one is the one that the others are compared with.
+        comparison: their interleaved runs.
+        bytes_per_token: weights and cache that decoding reads, halfway through the new tokens.
+        machine: where it was measured.
+        stages: parts of a decode step of each plan; empty where they were not asked for.
+    """
+
+    plans: Mapping[str, DepthPlan]
+    comparison: Comparison
+    bytes_per_token: Mapping[str, int]
+    machine: MachineRecord
+    stages: Mapping[str, StageTimes]
+
+    def bandwidth_share(self, name: str) -> float:
+        """Bytes that a plan's decoding read a second, over the memory bandwidth of the device."""
+        speed: Speed = self.comparison.speeds[name]
+        rate = speed.decode_tokens_per_second.median
+        return self.bytes_per_token[name] * rate / self.machine.bandwidth_bytes_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists."""
+        report = self.comparison.to_dict()
+        for name, figures in report["plans"].items():
+            figures["bytes_per_token"] = self.bytes_per_token[name]
+            figures["bandwidth_share"] = self.bandwidth_share(name)
+            figures["plan"] = self.plans[name].to_dict()
+            if name in self.stages:
+                figures["step"] = self.stages[name].to_dict()
+        return {"machine": self.machine.model_dump(), **report}
+
+
+def measure(
+    model: nn.Module,
+    plans: Mapping[str, DepthPlan],
+    *,
+    prompt_tokens: int = 64,
+    new_tokens: int = 32,
+    batch: int = 1,
+    repeats: int = 5,
+    stages: bool = False,
+    progress: Progress = silent,
+) -> Measurement:
+    """Time `plans` against each other, and set their speed against the memory bandwidth of the device.
+
+    Args:
+        stages: also time the parts of a decode step under each plan.
+
+    The other arguments and the errors are those of `truedepth.measuring.speed.compare`.
+    """
+    comparison = compare(
+        model,
+        plans,
+        prompt_tokens=prompt_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        repeats=repeats,
+        progress=progress,
+    )
+    work = DecodeWork.of(model, context=prompt_tokens + (new_tokens + 1) // 2, batch=batch)
+    device = device_of(model)
+    parts: dict[str, StageTimes] = {}
+    if stages:
+        with progress("Timing stages", len(plans)) as step:
+            for name, plan in plans.items():
+                parts[name] = stage_times(model, plan, prompt_tokens=prompt_tokens, batch=batch)
+                step()
+    return Measurement(
+        plans=dict(plans),
+        comparison=comparison,
+        bytes_per_token={name: work.bytes_per_token(plan) for name, plan in plans.items()},
+        machine=machine_record(device, read_bandwidth(device)),
+        stages=parts,
+    )

@@ -1,0 +1,281 @@
+"""Decode and prefill speed of one model under one or several plans, interleaved in one process.
+
+A machine's speed drifts with its clock, its temperature and its other work. Runs of the plans therefore
+take turns (A B C, then C B A, ...), and two plans are compared by the ratio of their runs within the same
+round.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from truedepth.errors import UsageError
+from truedepth.models.rewire import applied_plan, apply, restore
+from truedepth.plan import DepthPlan
+from truedepth.progress import Progress, silent
+from truedepth.results import SpeedRecord
+
+MINIMUM_REPEATS = 3
+"""Fewer runs than this have no spread worth the name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of several measurements, and the smallest and the largest of them."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(median(values), min(values), max(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One timed run.
+
+    Attributes:
+        prefill_seconds: from handing over the prompt to knowing the first new token.
+        step_seconds: mean over the decode steps that followed, each one token for every sequence.
+    """
+
+    prefill_seconds: float
+    step_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one plan ran. Tokens are counted over the whole batch."""
+
+    decode_tokens_per_second: Spread
+    prefill_tokens_per_second: Spread
+    time_to_first_token_seconds: Spread
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def to_record(self, bytes_per_token: int, bandwidth: float) -> SpeedRecord:
+        """The medians as `results.json` keeps them.
+
+        Args:
+            bytes_per_token: see `work.DecodeWork.bytes_per_token`.
+            bandwidth: bytes per second, see `bandwidth.read_bandwidth`.
+        """
+        rate = self.decode_tokens_per_second.median
+        return SpeedRecord(
+            decode_tokens_per_second=rate,
+            prefill_tokens_per_second=self.prefill_tokens_per_second.median,
+            time_to_first_token_seconds=self.time_to_first_token_seconds.median,
+            bytes_per_token=bytes_per_token,
+            bandwidth_share=bytes_per_token * rate / bandwidth,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Interleaved runs of several plans; the first plan is the one that the others are compared with.
+
+    Attributes:
+        runs: the runs of each plan by round, under the caller's name for it; equally many for all.
+        prompt_tokens, new_tokens: tokens a sequence; the first one, which prefill yields, is extra.
+        batch: sequences run at once.
+    """
+
+    runs: Mapping[str, tuple[Run, ...]]
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+
+    @property
+    def baseline(self) -> str:
+        """The name of the plan that the others are compared with."""
+        return next(iter(self.runs))
+
+    @property
+    def speeds(self) -> dict[str, Speed]:
+        """The speed of each plan."""
+        return {name: self._speed(runs) for name, runs in self.runs.items()}
+
+    @property
+    def ratios(self) -> dict[str, Spread]:
+        """Decode tokens per second over those of the baseline, pairing the runs of each round."""
+        base = self.runs[self.baseline]
+        return {
+            name: Spread.of([a.step_seconds / b.step_seconds for a, b in zip(base, runs, strict=True)])
+            for name, runs in self.runs.items()
+        }
+
+    def saved_seconds(self, name: str) -> list[float]:
+        """Per round, how much shorter a decode step of `name` was than one of the baseline."""
+        pairs = zip(self.runs[self.baseline], self.runs[name], strict=True)
+        return [base.step_seconds - own.step_seconds for base, own in pairs]
+
+    def _speed(self, runs: Sequence[Run]) -> Speed:
+        prompt = self.batch * self.prompt_tokens
+        return Speed(
+            decode_tokens_per_second=Spread.of([self.batch / run.step_seconds for run in runs]),
+            prefill_tokens_per_second=Spread.of([prompt / run.prefill_seconds for run in runs]),
+            time_to_first_token_seconds=Spread.of([run.prefill_seconds for run in runs]),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists: settings, and speed and ratio of each plan."""
+        speeds, ratios = self.speeds, self.ratios
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "new_tokens": self.new_tokens,
+            "batch": self.batch,
+            "repeats": len(self.runs[self.baseline]),
+            "baseline": self.baseline,
+            "plans": {
+                name: {**speed.to_dict(), "ratio": asdict(ratios[name])} for name, speed in speeds.items()
+            },
+        }
+
+
+def compare(
+    model: nn.Module,
+    plans: Mapping[str, DepthPlan],
+    *,
+    prompt_tokens: int = 64,
+    new_tokens: int = 32,
+    batch: int = 1,
+    repeats: int = 5,
+    max_seconds: float | None = None,
+    progress: Progress = silent,
+) -> Comparison:
+    """Time greedy generation under each of `plans`, taking turns, after one run of each that does not count.
+
+    Every run prefills the same random tokens and decodes from them through a dynamic cache by calls of the
+    model: no sampling, no tokenizer. A plan that is the full model runs the unmodified model. Afterwards
+    the model runs the plan that it ran before.
+
+    Args:
+        model: a `transformers` causal language model, bare or wrapped by PEFT.
+        plans: by name. The first is the one that the others are compared with, usually the full model.
+        prompt_tokens, new_tokens: tokens a sequence; the first one, which prefill yields, is extra.
+        batch: sequences run at once.
+        repeats: rounds, at least 3.
+        max_seconds: start no further round after this time, but run at least 3.
+        progress: told of each run, those that do not count included.
+
+    Raises:
+        UsageError: a number that is too small, or more tokens than the model has positions for.
+        PlanError, UnsupportedModelError: see `truedepth.apply`.
+    """
+    _check(model, plans, prompt_tokens, new_tokens, batch, repeats)
+    names = list(plans)
+    prompt = fixed_prompt(model, batch, prompt_tokens)
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    started = time.perf_counter()
+    with measuring(model), progress("Timing", (repeats + 1) * len(names)) as step:
+        for turn in range(repeats + 1):
+            late = max_seconds is not None and time.perf_counter() - started > max_seconds
+            if late and turn > MINIMUM_REPEATS:
+                break
+            for name in names if turn % 2 else reversed(names):
+                run_plan(model, plans[name])
+                run = _timed_run(model, prompt, new_tokens)
+                if turn > 0:
+                    runs[name].append(run)
+                step()
+    timed = {name: tuple(own) for name, own in runs.items()}
+    return Comparison(timed, prompt_tokens, new_tokens, batch)
+
+
+def fixed_prompt(model: nn.Module, batch: int, tokens: int) -> Tensor:
+    """Random token ids from the model's vocabulary, the same at every call: (batch, tokens), int64."""
+    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocabulary, (batch, tokens), generator=generator)
+    return ids.to(device_of(model))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its tokens."""
+    device: torch.device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    return device
+
+
+def run_plan(model: nn.Module, plan: DepthPlan) -> None:
+    """Make the model run `plan`; for the full plan, put it back to its unmodified state."""
+    if plan.is_full:
+        restore(model)
+    else:
+        apply(model, plan)
+
+
+@contextmanager
+def measuring(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, no garbage collection; afterwards as it was, plan included."""
+    plan, training, collecting = applied_plan(model), model.training, gc.isenabled()
+    model.eval()
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if collecting:
+            gc.enable()
+        model.train(training)
+        if plan is None:
+            restore(model)
+        else:
+            apply(model, plan)
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a monotonic clock, once the device has finished all that it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
+    """Prefill (B, P) and decode `new_tokens` steps of (B, 1)."""
+    start = now(prompt.device)
+    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
+    token = output.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+    first = now(prompt.device)
+    for _ in range(new_tokens):
+        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
+    end = now(prompt.device)
+    return Run(first - start, (end - first) / new_tokens)
+
+
+def _check(
+    model: nn.Module,
+    plans: Mapping[str, DepthPlan],
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    repeats: int,
+) -> None:
+    if not plans:
+        raise UsageError("there is no plan to time; give at least one, such as the full plan")
+    numbers = {"prompt tokens": prompt_tokens, "new tokens": new_tokens, "batch": batch}
+    for what, number in numbers.items():
+        if number < 1:
+            raise UsageError(f"{what} is {number}; it must be at least 1")
+    if repeats < MINIMUM_REPEATS:
+        raise UsageError(f"repeats is {repeats}; telling speed from noise takes at least {MINIMUM_REPEATS}")
+    config: Any = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and prompt_tokens + new_tokens > positions:
+        raise UsageError(
+            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens are more than the {positions} "
+            "positions of the model; ask for fewer tokens"
+        )

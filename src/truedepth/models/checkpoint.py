@@ -1,0 +1,206 @@
+"""A transformers checkpoint in a folder: configuration, weights and tokenizer, each checked before use.
+
+Only safetensors weights are read: pickle files (`.bin`, `.pt`) can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truedepth.errors import ModelLoadError, UnsupportedModelError
+from truedepth.models.wording import listed, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+CONFIG = "config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ModelLoadError: `config.json` is missing or malformed.
+        UnsupportedModelError: the family is unknown, or the weights are quantised.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    from truedepth.families import family_of
+
+    raw = _read_json(folder, CONFIG)
+    if not isinstance(raw.get("model_type"), str):
+        raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
+    # First of all: transformers may not know the type, or want to run the model's own code for it.
+    family_of(PreTrainedConfig.from_dict({"model_type": raw["model_type"]}))
+    if raw.get("quantization_config"):
+        raise UnsupportedModelError(
+            f"the weights in {folder} are quantised, as '{CONFIG}' says; truedepth needs float weights: "
+            "give the original checkpoint, or a GGUF file"
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        # Configurations check themselves with exceptions of many classes.
+        raise ModelLoadError(f"{folder / CONFIG} is malformed: {one_line(error)}") from error
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Make sure that all weight files are there and whole. Reads their headers only.
+
+    Raises:
+        ModelLoadError: files are missing, truncated or corrupt, or there are only pickle files.
+    """
+    for file in _weight_files(folder):
+        _check_file(file)
+
+
+def load_weights(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The causal language model of a checkpoint, on the CPU, in eval mode.
+
+    Raises:
+        ModelLoadError: transformers cannot load it, or weights are missing or have the wrong shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            # Reported below; transformers' own error points to a log that is not shown.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ModelLoadError(f"cannot load the model in {folder}: {one_line(error)}") from error
+    # transformers fills what is missing with random numbers and only warns.
+    if missing := sorted(info["missing_keys"]):
+        raise ModelLoadError(
+            f"the weights in {folder} lack {len(missing)} of the model's tensors: {listed(missing)}; "
+            "the checkpoint is incomplete, or its config.json is of another model"
+        )
+    if wrong := sorted(info["mismatched_keys"]):
+        name, stored, asked = wrong[0]
+        raise ModelLoadError(
+            f"{len(wrong)} tensors in {folder} have another shape than config.json asks for, such as {name}: "
+            f"{tuple(stored)} in the file, {tuple(asked)} in the model; use the model's own config.json"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelLoadError: it is missing or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
+            "copy the tokenizer files of the original model into it"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    return tokenizer
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    names = _read_json(folder, INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelLoadError(f"{folder / INDEX} has no 'weight_map' of tensors to files; download it again")
+    files = [folder / name for name in sorted(set(names.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} of {len(files)} weight files: {listed(missing)}; "
+            "download them again"
+        )
+    return files
+
+
+def _no_weights(folder: Path) -> ModelLoadError:
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        return ModelLoadError(
+            f"{folder} has its weights only as pickle ({listed(pickles)}), which can run code and "
+            "is not read; use a safetensors version of the model, or, if you trust the file, convert it once "
+            "with transformers: from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return ModelLoadError(
+        f"{folder} has no weights (neither {WEIGHTS} nor {INDEX}); download the whole model"
+    )
+
+
+def _check_file(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelLoadError(
+            f"{file} is truncated or corrupt: {one_line(error)}; the file has {file.stat().st_size} bytes. "
+            "Download it again"
+        ) from None
+    except OSError as error:
+        raise ModelLoadError(
+            f"cannot read {file}: {error.strerror or error}; check its permissions"
+        ) from None
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{folder} has no {name}; {_what_instead(folder)}") from None
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    except ValueError as error:
+        # Malformed JSON, or bytes that are not UTF-8.
+        raise ModelLoadError(f"{path} is not JSON: {error}; download it again") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} is not a JSON object; download it again")
+    return value
+
+
+def _what_instead(folder: Path) -> str:
+    """What to do about a folder that holds no checkpoint."""
+    if files := sorted(file.name for file in folder.glob("*.gguf")):
+        return f"to load the GGUF file in it, give its path: {folder / files[0]}"
+    if (folder / "adapter_config.json").is_file():
+        return "it holds a PEFT adapter: load its base model, then add the adapter with peft"
+    return "give a folder that save_pretrained wrote, or a .gguf file"

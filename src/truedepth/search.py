@@ -1,0 +1,220 @@
+"""The search for the plan that loses least, over all methods' moves, at the cost that stages have on the hardware.
+
+Every move makes a plan shorter by one stage: a layer is skipped, or two neighbouring stages go side by side (which
+pairs two layers, or widens a group). The search first takes, again and again, the move that costs the least loss for
+the time that it saves. It then goes back: it undoes a change, makes up for the time in the best other way, and keeps
+the result where the loss is lower.
+
+With skipping as the only move, the first part is the greedy removal of SLEB (arXiv 2402.09025).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from truedepth.errors import SearchError, UsageError
+from truedepth.measuring.costs import CostModel
+from truedepth.methods.base import Evidence
+from truedepth.plan import DepthPlan, Form, Stage
+
+Move = Literal["skip", "lp", "par"]
+"""What the search may do: skip a layer, or put neighbouring stages side by side in one of the two forms."""
+
+MOVES: tuple[Move, ...] = get_args(Move)
+
+_ROUNDS = 2
+"""How often the search goes back at the most."""
+
+_RETRACED = 2
+"""How many of the ways to undo a change are followed up each time."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A plan on the search's way, with its calibration loss (nats a token) and its speedup by the cost model."""
+
+    plan: DepthPlan
+    loss: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to stop: a `speedup` or a `depth` to reach, or a perplexity ratio not to exceed.
+
+    The perplexity ratio is the plan's over the unmodified model's.
+
+    Raises:
+        UsageError: a value that no plan can meet, or that every plan meets.
+    """
+
+    kind: Literal["speedup", "max_perplexity_ratio", "depth"]
+    value: float
+
+    def __post_init__(self) -> None:
+        name = self.kind.replace("_", " ")
+        if not math.isfinite(self.value):
+            raise UsageError(f"the target {name} is {self.value}; give a number")
+        if self.kind == "depth" and (self.value < 1 or self.value != int(self.value)):
+            raise UsageError(f"the target depth is {self.value:g}; give a whole number of stages, at least 1")
+        if self.kind != "depth" and self.value <= 1:
+            raise UsageError(
+                f"the target {name} is {self.value:g}; give more than 1, which the unmodified model has"
+            )
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search with everything it looks at. Deterministic, given the losses and the costs.
+
+    Attributes:
+        evidence: judges plans on calibration text.
+        costs: what a decode step takes.
+        target: where to stop.
+        moves: the moves that are allowed.
+        on_step: told of each plan that is taken.
+    """
+
+    evidence: Evidence
+    costs: CostModel
+    target: Target
+    moves: Sequence[Move] = MOVES
+    on_step: Callable[[Step], None] = lambda step: None
+
+    def run(self) -> list[Step]:
+        """Search until the target.
+
+        Returns:
+            The plans taken, from the unmodified model on; the last one is the result.
+
+        Raises:
+            SearchError: the target cannot be reached; the message says what can.
+        """
+        self._refuse_unreachable()
+        full = DepthPlan.full(self.evidence.num_layers)
+        path = [Step(full, self.evidence.losses([full])[0], 1.0)]
+        self.on_step(path[0])
+        while not self._reached(path[-1]):
+            following = self._cheapest(path[-1])
+            if following is None or self._exceeds(path[0], following):
+                break
+            path.append(following)
+            self.on_step(following)
+        for better in self._go_back(path[-1]):
+            path.append(better)
+            self.on_step(better)
+        return path
+
+    def _reached(self, step: Step) -> bool:
+        if self.target.kind == "speedup":
+            return step.speedup >= self.target.value
+        return self.target.kind == "depth" and step.plan.effective_depth <= self.target.value
+
+    def _exceeds(self, base: Step, step: Step) -> bool:
+        limit = self.target.value if self.target.kind == "max_perplexity_ratio" else math.inf
+        return step.loss > base.loss + math.log(limit)
+
+    def _neighbours(self, plan: DepthPlan) -> list[DepthPlan]:
+        """Plans one move away; those that save no time only where depth is what counts."""
+        moves = [move for move in self.moves if self.target.kind == "depth" or self._saves(move)]
+        return [neighbour for move in moves for neighbour in neighbours(plan, move)]
+
+    def _saves(self, move: Move) -> bool:
+        return move == "skip" or self.costs.worth(move)
+
+    def _judge(self, plans: Sequence[DepthPlan]) -> list[Step]:
+        """Plans with their figures, but for those whose loss is not a number (half precision can overflow)."""
+        losses = self.evidence.losses(plans)
+        return [
+            Step(plan, loss, self.costs.speedup(plan))
+            for plan, loss in zip(plans, losses, strict=True)
+            if math.isfinite(loss)
+        ]
+
+    def _cheapest(self, current: Step) -> Step | None:
+        """The move that costs least loss for the time that it saves, or least loss where depth is the target."""
+        seconds = self.costs.decode_seconds(current.plan)
+
+        def price(step: Step) -> float:
+            rise = step.loss - current.loss
+            if self.target.kind == "depth" or rise <= 0:
+                return rise
+            return rise / (seconds - self.costs.decode_seconds(step.plan))
+
+        return min(self._judge(self._neighbours(current.plan)), key=price, default=None)
+
+    def _go_back(self, current: Step) -> Iterator[Step]:
+        """Plans of lower loss, found by undoing one change and making up for it by the best other one."""
+        for _ in range(_ROUNDS):
+            undone = sorted(self._judge(list(undo(current.plan))), key=lambda step: step.loss)[:_RETRACED]
+            plans = [plan for step in undone for plan in self._neighbours(step.plan)]
+            wanted = current.speedup if self.target.kind == "max_perplexity_ratio" else self.target.value
+            others = [
+                step
+                for step in self._judge(plans)
+                if self.target.kind == "depth" or step.speedup >= wanted or math.isclose(step.speedup, wanted)
+            ]
+            best = min(others, key=lambda step: step.loss, default=current)
+            if best.loss >= current.loss:
+                return
+            current = best
+            yield current
+
+    def _refuse_unreachable(self) -> None:
+        layers = self.evidence.num_layers
+        if self.target.kind == "depth" and self.target.value >= layers:
+            raise SearchError(
+                f"the target depth is {self.target.value:g}, but the model has {layers} layers; choose 1 to {layers - 1}"
+            )
+        if self.target.kind == "depth":
+            return
+        saving = [move for move in self.moves if self._saves(move)]
+        largest = max((self.costs.speedup(_shallowest(layers, move)) for move in saving), default=1.0)
+        wanted = self.target.value if self.target.kind == "speedup" else 1.0
+        if not saving or wanted > largest:
+            remedy = (
+                "choose a smaller speedup"
+                if saving
+                else "allow skipping layers, or plan for other --hardware"
+            )
+            raise SearchError(
+                f"a speedup of {wanted:g} cannot be reached with the moves {', '.join(self.moves)}: the largest is "
+                f"{math.floor(largest * 100) / 100:.2f}. {self.costs.record().note} To go on, {remedy}, or give a "
+                "target depth"
+            )
+
+
+def neighbours(plan: DepthPlan, move: Move) -> Iterator[DepthPlan]:
+    """All plans that one move makes of `plan`, each one stage shorter."""
+    if plan.effective_depth < 2 or (move != "skip" and plan.groups and plan.form != move):
+        return
+    form: Form = plan.form if move == "skip" else move
+    for at, stage in enumerate(plan.stages):
+        before, after = plan.stages[:at], plan.stages[at + 1 :]
+        if move == "skip" and len(stage.layers) == 1:
+            yield DepthPlan(before + after, plan.num_layers, form)
+        elif move != "skip" and after:
+            group = Stage(stage.layers + after[0].layers)
+            yield DepthPlan((*before, group, *after[1:]), plan.num_layers, form)
+
+
+def undo(plan: DepthPlan) -> Iterator[DepthPlan]:
+    """All plans that differ from `plan` by one change less: a layer put back, or one end of a group on its own."""
+    for layer in plan.layers_skipped:
+        at = sum(stage.layers[0] < layer for stage in plan.stages)
+        yield DepthPlan((*plan.stages[:at], Stage((layer,)), *plan.stages[at:]), plan.num_layers, plan.form)
+    for at, stage in enumerate(plan.stages):
+        if not stage.is_group:
+            continue
+        for cut in {1, len(stage.layers) - 1}:
+            halves = (Stage(stage.layers[:cut]), Stage(stage.layers[cut:]))
+            yield DepthPlan((*plan.stages[:at], *halves, *plan.stages[at + 1 :]), plan.num_layers, plan.form)
+
+
+def _shallowest(num_layers: int, move: Move) -> DepthPlan:
+    if move == "skip":
+        return DepthPlan.of_layers([0], num_layers)
+    return DepthPlan((Stage(tuple(range(num_layers))),), num_layers, move)

@@ -1,0 +1,150 @@
+"""Fixtures shared by all tests: tiny random models of every family, and token ids for them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# A slow or busy machine is no failure.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
+
+NUM_LAYERS = 6
+VOCABULARY = 64
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "mistral": {"model_type": "mistral", "sliding_window": 12},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen3": {"model_type": "qwen3", "head_dim": 8},
+    "smollm3": {"model_type": "smollm3", "no_rope_layer_interval": 3},
+    "phi3": {"model_type": "phi3"},
+    "olmo2": {"model_type": "olmo2"},
+    "gemma2": {
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+        "attn_implementation": "eager",
+    },
+    "gemma3": {
+        "model_type": "gemma3_text",
+        "head_dim": 8,
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 8,
+        "layer_types": [*["sliding_attention"] * 2, "full_attention"] * (NUM_LAYERS // 3),
+    },
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "model_type": "qwen3_moe",
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+    },
+}
+"""Every supported family by name, with what its tiny configuration has besides `_SHAPE`."""
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attn_implementation": "sdpa",
+}
+
+_built: dict[str, Any] = {}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny matrices run fastest on one thread, and workers of a parallel run do not fight for cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _build(name: str, overrides: dict[str, Any]) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(**{**_SHAPE, **FAMILIES[name], **overrides})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            # Fresh gains are all one and fresh biases all zero, which would hide a mistake in either.
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+@pytest.fixture(params=FAMILIES)
+def family_name(request: pytest.FixtureRequest) -> str:
+    """Runs the test once for every supported family."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Any]:
+    """`tiny_model("llama", **overrides of its configuration)`: a fresh random causal LM, float32, eval mode.
+
+    Six layers, 4 heads (2 for keys and values), 64 tokens; the same weights at every call.
+    """
+
+    def make(name: str, **overrides: Any) -> Any:
+        key = repr((name, sorted(overrides.items())))
+        if key not in _built:
+            _built[key] = _build(name, overrides)
+        return copy.deepcopy(_built[key])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> Callable[..., Any]:
+    """`token_ids(batch, length, seed=0)`: random ids `(batch, length)` without special tokens (0, 1, 2)."""
+    import torch
+
+    def make(batch: int, length: int, seed: int = 0) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny llama (6 layers) and a tokenizer with one token a byte. Do not change it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    specials = ["<pad>", "<s>", "</s>"]
+    symbols = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(models.BPE({symbol: index for index, symbol in enumerate(symbols)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=specials[0],
+        bos_token=specials[1],
+        eos_token=specials[2],
+        chat_template="{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}",
+    ).save_pretrained(folder)
+    _build("llama", {"vocab_size": len(symbols), "max_position_embeddings": 512}).save_pretrained(folder)
+    return folder

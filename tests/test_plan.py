@@ -1,0 +1,296 @@
+"""The depth plan: notation, figures, composition, and errors that name the wrong token."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from truedepth.errors import PlanError, UsageError
+from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Stage
+
+
+@st.composite
+def plans(
+    draw: st.DrawFn, num_layers: int | None = None, form: Form | None = None, merges: bool = True
+) -> DepthPlan:
+    """Any valid plan: some of the layers, in any order, cut into stages anywhere."""
+    total = num_layers or draw(st.integers(1, 12))
+    order = draw(st.permutations(range(total)))
+    used = order[: draw(st.integers(1, total))]
+    cuts = draw(st.sets(st.integers(1, len(used) - 1))) if len(used) > 1 else set()
+    bounds = [0, *sorted(cuts), len(used)]
+    stages = []
+    for start, end in pairwise(bounds):
+        merged = merges and end - start > 1 and draw(st.booleans())
+        stages.append(Stage(tuple(used[start:end]), merged))
+    prefill = "plan" if any(stage.merged for stage in stages) else draw(st.sampled_from(PREFILLS))
+    return DepthPlan(tuple(stages), total, form or draw(st.sampled_from(FORMS)), prefill)
+
+
+class TestNotation:
+    @pytest.mark.parametrize(
+        ("notation", "stages"),
+        [
+            ("0", [(0,)]),
+            ("0-3", [(0,), (1,), (2,), (3,)]),
+            ("5-5", [(5,)]),
+            ("0 1 (2|3) 6", [(0,), (1,), (2, 3), (6,)]),
+            ("(5|3|1)", [(5, 3, 1)]),
+            ("4 2 0", [(4,), (2,), (0,)]),
+        ],
+    )
+    def test_reads(self, notation: str, stages: list[tuple[int, ...]]) -> None:
+        assert [stage.layers for stage in DepthPlan.parse(notation, 8).stages] == stages
+
+    @pytest.mark.parametrize("notation", ["0-3  (4|5)\n6", " 0-3 ( 4 | 5 ) 6 ", "0-3(4|5)6"])
+    def test_white_space_is_free(self, notation: str) -> None:
+        assert DepthPlan.parse(notation, 8) == DepthPlan.parse("0-3 (4|5) 6", 8)
+
+    def test_merges(self) -> None:
+        stages = DepthPlan.parse("0 (1+2+3) (4|5)", 6).stages
+        assert [stage.merged for stage in stages] == [False, True, False]
+        assert [stage.is_group for stage in stages] == [False, False, True]
+
+    @pytest.mark.parametrize(
+        ("layers", "printed"),
+        [([0, 1, 2], "0-2"), ([0, 1], "0 1"), ([3, 2, 1], "3 2 1"), ([0, 2, 3, 4, 7], "0 2-4 7")],
+    )
+    def test_three_or_more_in_a_row_print_as_a_range(self, layers: list[int], printed: str) -> None:
+        assert DepthPlan.of_layers(layers, 8).notation == printed
+
+    def test_groups_interrupt_ranges(self) -> None:
+        plan = DepthPlan(tuple(map(Stage, [(0,), (1,), (2,), (3, 4), (5,), (6,), (7,)])), 8)
+        assert str(plan) == "0-2 (3|4) 5-7"
+
+    @given(plans())
+    def test_round_trip(self, plan: DepthPlan) -> None:
+        assert DepthPlan.parse(plan.notation, plan.num_layers, plan.form, plan.prefill) == plan
+
+
+class TestWrongNotation:
+    """Each message has the token, its column, and what is wrong with it."""
+
+    @pytest.mark.parametrize(
+        ("notation", "token", "column", "problem"),
+        [
+            ("0-3 x 5", "x", 5, "expected a layer"),
+            ("0-3, 5", "0-3,", 1, "expected a layer"),
+            ("0 -1", "-1", 3, "expected a layer"),
+            ("0 1.5", "1.5", 3, "expected a layer"),
+            ("0-", "0-", 1, "expected a layer"),
+            ("0-1-2", "0-1-2", 1, "expected a layer"),
+            ("0 (1|2", "(", 3, "expected a layer"),
+            ("0 1|2)", "1|2", 3, "expected a layer"),
+            ("0 1)", ")", 4, "expected a layer"),
+            ("0 ((1|2)|3)", "(", 3, "expected a layer"),
+            ("0 (1)", "(1)", 3, "at least two"),
+            ("0 ()", "()", 3, "at least two"),
+            ("0 (1|)", "(1|)", 3, "at least two"),
+            ("0 (1|a)", "(1|a)", 3, "at least two"),
+            ("0 (1-2|3)", "(1-2|3)", 3, "at least two"),
+            ("0 (1|2+3)", "(1|2+3)", 3, "not both"),
+            ("0-2 5-4", "5-4", 5, "upwards"),
+            ("0-2 8", "8", 5, "layer 8 is out of range: the model has 8 layers (0 to 7)"),
+            ("0-8", "0-8", 1, "layer 8 is out of range"),
+            ("0 (6|9)", "(6|9)", 3, "layer 9 is out of range"),
+            ("0-3 2", "2", 5, "layer 2 appears twice"),
+            ("3 0-4", "0-4", 3, "layer 3 appears twice"),
+            ("0 (1|2) (2|3)", "(2|3)", 9, "layer 2 appears twice"),
+            ("0 (1+2) 1", "1", 9, "layer 1 appears twice"),
+            ("0 (1|1)", "(1|1)", 3, "names a layer twice"),
+            ("0 " + "9" * 5000, "9" * 5000, 3, "expected a layer"),
+        ],
+    )
+    def test_names_token_and_column(self, notation: str, token: str, column: int, problem: str) -> None:
+        with pytest.raises(PlanError) as caught:
+            DepthPlan.parse(notation, 8)
+        message = str(caught.value)
+        assert f"token '{token}' at column {column}: " in message
+        assert problem in message
+        assert f"plan '{notation}'" in message
+
+    @pytest.mark.parametrize("notation", ["", "   ", "\n"])
+    def test_empty(self, notation: str) -> None:
+        with pytest.raises(PlanError, match="the plan is empty"):
+            DepthPlan.parse(notation, 8)
+
+    @given(st.text(alphabet="0123456789|+()- x,"))
+    def test_any_text_is_a_plan_or_a_plan_error(self, notation: str) -> None:
+        try:
+            plan = DepthPlan.parse(notation, 8)
+        except PlanError:
+            return
+        assert DepthPlan.parse(plan.notation, 8) == plan
+
+    def test_is_a_usage_error(self) -> None:
+        assert issubclass(PlanError, UsageError)
+        assert PlanError.exit_code == 2
+
+
+class TestWrongValues:
+    def test_stage_without_layers(self) -> None:
+        with pytest.raises(PlanError, match="no layers"):
+            Stage(())
+
+    def test_stage_with_a_layer_twice(self) -> None:
+        with pytest.raises(PlanError, match=r"stage '\(2\|2\)' names a layer twice"):
+            Stage((2, 2))
+
+    def test_negative_layer(self) -> None:
+        with pytest.raises(PlanError, match="stage '-1' has a negative layer number"):
+            Stage((-1,))
+
+    def test_merge_of_one(self) -> None:
+        with pytest.raises(PlanError, match="merges a single layer"):
+            Stage((1,), merged=True)
+
+    def test_overlapping_groups(self) -> None:
+        with pytest.raises(
+            PlanError, match=r"stage '\(2\|3\)' uses layer 2, which stage '\(1\|2\)' already runs"
+        ):
+            DepthPlan((Stage((1, 2)), Stage((2, 3))), 8)
+
+    def test_out_of_range(self) -> None:
+        with pytest.raises(PlanError, match=r"stage '\(7\|8\)' uses layer 8, but the model has 8 layers"):
+            DepthPlan((Stage((7, 8)),), 8)
+
+    def test_no_stages(self) -> None:
+        with pytest.raises(PlanError, match="the plan is empty"):
+            DepthPlan((), 8)
+
+    def test_unknown_form(self) -> None:
+        with pytest.raises(PlanError, match="unknown form 'seq'; choose one of: lp, par"):
+            DepthPlan.parse("0-3", 4, form="seq")  # type: ignore[arg-type]
+
+    def test_unknown_prefill(self) -> None:
+        with pytest.raises(PlanError, match="unknown prefill 'half'; choose one of: plan, full"):
+            DepthPlan.parse("0-3", 4, prefill="half")  # type: ignore[arg-type]
+
+    def test_full_prefill_with_merged_layers(self) -> None:
+        with pytest.raises(PlanError, match="merged layers cannot prefill every layer"):
+            DepthPlan.parse("0 (1+2) 3", 4, prefill="full")
+
+    def test_frozen(self) -> None:
+        plan = DepthPlan.full(2)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            plan.form = "par"  # type: ignore[misc]
+
+
+class TestFigures:
+    def test_full(self) -> None:
+        plan = DepthPlan.full(4)
+        assert plan.is_full
+        assert plan.notation == "0-3"
+        assert (plan.effective_depth, plan.layers_used, plan.layers_skipped) == (4, (0, 1, 2, 3), ())
+
+    @pytest.mark.parametrize("notation", ["0-2", "1 0 2 3", "(0|1) 2 3", "(0+1) 2 3"])
+    def test_not_full(self, notation: str) -> None:
+        assert not DepthPlan.parse(notation, 4).is_full
+
+    def test_layer_parallel_of_the_paper(self) -> None:
+        plan = DepthPlan.parse("0-13 (14|15) (16|17) (18|19) (20|21) (22|23) (24|25) (26|27) 28-31", 32)
+        assert plan.effective_depth == 25
+        assert plan.all_reduces == 2 * 32 - 14
+        assert plan.with_form("par").all_reduces == 2 * 18 + 7
+
+    def test_merged_layer_costs_what_one_layer_costs(self) -> None:
+        assert DepthPlan.parse("0 (1+2)", 3, form="par").all_reduces == 4
+
+    @given(plans())
+    def test_figures_agree_with_each_other(self, plan: DepthPlan) -> None:
+        assert plan.effective_depth == len(plan.stages)
+        assert sorted(plan.layers_used + plan.layers_skipped) == list(range(plan.num_layers))
+        assert not set(plan.layers_used) & set(plan.layers_skipped)
+        assert set(plan.groups) <= set(plan.stages)
+        in_par = plan.with_form("par")
+        assert plan.with_form("lp").all_reduces == 2 * plan.effective_depth
+        assert in_par.all_reduces == 2 * plan.effective_depth - len(plan.groups)
+
+    def test_dictionary(self) -> None:
+        plan = DepthPlan.parse("0 1 (2|3) 6", 8, form="par", prefill="full")
+        assert plan.to_dict() == {
+            "notation": "0 1 (2|3) 6",
+            "num_layers": 8,
+            "stages": [[0], [1], [2, 3], [6]],
+            "effective_depth": 4,
+            "layers_used": [0, 1, 2, 3, 6],
+            "form": "par",
+            "prefill": "full",
+            "all_reduces": 7,
+        }
+
+    @given(plans())
+    def test_dictionary_is_json_and_holds_the_plan(self, plan: DepthPlan) -> None:
+        data = json.loads(json.dumps(plan.to_dict()))
+        assert DepthPlan.parse(data["notation"], data["num_layers"], data["form"], data["prefill"]) == plan
+
+
+class TestComposition:
+    def test_example(self) -> None:
+        inner = DepthPlan.parse("0 (1|2) 4 5", 6)
+        outer = DepthPlan.parse("0 (1|2) 3", 4)
+        assert inner.compose(outer).notation == "0 (1|2|4) 5"
+
+    @given(plans())
+    def test_the_full_plan_after_changes_nothing(self, plan: DepthPlan) -> None:
+        assert plan.compose(DepthPlan.full(plan.effective_depth)) == plan
+
+    @given(plans())
+    def test_the_full_plan_before_changes_nothing(self, plan: DepthPlan) -> None:
+        composed = DepthPlan.full(plan.num_layers).compose(plan)
+        assert (composed.stages, composed.prefill) == (plan.stages, plan.prefill)
+        if plan.groups:
+            assert composed.form == plan.form
+
+    @given(st.data())
+    def test_associative(self, data: st.DataObject) -> None:
+        first = data.draw(plans(form="par"))
+        second = data.draw(plans(num_layers=first.effective_depth, form="par"))
+        third = data.draw(plans(num_layers=second.effective_depth, form="par"))
+        try:
+            one_way = first.compose(second).compose(third)
+            other_way = first.compose(second.compose(third))
+        except PlanError:
+            assume(False)
+        assert one_way == other_way
+
+    @given(st.data())
+    def test_plans_without_merges_always_compose(self, data: st.DataObject) -> None:
+        inner = data.draw(plans(form="lp", merges=False))
+        outer = data.draw(plans(num_layers=inner.effective_depth, form="lp", merges=False))
+        composed = inner.compose(outer)
+        assert composed.effective_depth == outer.effective_depth
+        assert composed.num_layers == inner.num_layers
+        assert set(composed.layers_used) <= set(inner.layers_used)
+        assert (composed.prefill == "full") == ("full" in (inner.prefill, outer.prefill))
+
+    def test_other_depth(self) -> None:
+        with pytest.raises(PlanError, match="the inner plan has 3 stages, the outer plan is for 4 layers"):
+            DepthPlan.parse("0 (1|2) 3", 4).compose(DepthPlan.full(4))
+
+    def test_two_forms(self) -> None:
+        inner = DepthPlan.parse("0 (1|2) 3 4", 5, form="lp")
+        with pytest.raises(PlanError, match="form 'lp' with groups of form 'par'"):
+            inner.compose(DepthPlan.parse("0 1 (2|3)", 4, form="par"))
+
+    def test_the_form_of_the_plan_that_has_groups_wins(self) -> None:
+        grouped = DepthPlan.parse("0 (1|2) 3", 4, form="par")
+        assert grouped.compose(DepthPlan.full(3)).form == "par"
+        assert DepthPlan.full(4).compose(grouped).form == "par"
+
+    @pytest.mark.parametrize(
+        ("inner", "outer"),
+        [("0 (1+2) 3", "0 (1|2)"), ("0 (1+2) 3", "0 (1+2)"), ("0 (1|2) 3", "0 (1+2)")],
+    )
+    def test_merges_are_final(self, inner: str, outer: str) -> None:
+        with pytest.raises(PlanError, match="cannot become part of"):
+            DepthPlan.parse(inner, 4).compose(DepthPlan.parse(outer, 3))
+
+    def test_plain_layers_can_be_merged_later(self) -> None:
+        composed = DepthPlan.parse("0 2 3 5", 6).compose(DepthPlan.parse("0 (1+2) 3", 4))
+        assert composed.notation == "0 (2+3) 5"
