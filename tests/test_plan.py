@@ -15,9 +15,7 @@ from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Stage
 
 
 @st.composite
-def plans(
-    draw: st.DrawFn, num_layers: int | None = None, form: Form | None = None, merges: bool = True
-) -> DepthPlan:
+def plans(draw: st.DrawFn, num_layers: int | None = None, form: Form | None = None, merges: bool = True) -> DepthPlan:
     """Any valid plan: some of the layers, in any order, cut into stages anywhere."""
     total = num_layers or draw(st.integers(1, 12))
     order = draw(st.permutations(range(total)))
@@ -150,9 +148,7 @@ class TestWrongValues:
             Stage((1,), merged=True)
 
     def test_overlapping_groups(self) -> None:
-        with pytest.raises(
-            PlanError, match=r"stage '\(2\|3\)' uses layer 2, which stage '\(1\|2\)' already runs"
-        ):
+        with pytest.raises(PlanError, match=r"stage '\(2\|3\)' uses layer 2, which stage '\(1\|2\)' already runs"):
             DepthPlan((Stage((1, 2)), Stage((2, 3))), 8)
 
     def test_out_of_range(self) -> None:

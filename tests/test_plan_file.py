@@ -66,15 +66,11 @@ class TestRoundTrip:
 
 class TestRefusals:
     def test_missing_file(self, file: Path) -> None:
-        with pytest.raises(
-            PlanError, match=f"cannot read {file}: No such file or directory; give a plan file"
-        ):
+        with pytest.raises(PlanError, match=f"cannot read {file}: No such file or directory; give a plan file"):
             load_plan(file)
 
     def test_folder_without_a_plan(self, file: Path) -> None:
-        with pytest.raises(
-            PlanError, match=f"cannot read {file}: No such file or directory; give a plan file"
-        ):
+        with pytest.raises(PlanError, match=f"cannot read {file}: No such file or directory; give a plan file"):
             load_plan(file.parent)
 
     def test_below_a_file(self, file: Path) -> None:

@@ -123,9 +123,7 @@ class DepthPlan:
         return cls(tuple(Stage((layer,)) for layer in layers), num_layers, prefill=prefill)
 
     @classmethod
-    def parse(
-        cls, notation: str, num_layers: int, form: Form = "lp", prefill: Prefill = "plan"
-    ) -> DepthPlan:
+    def parse(cls, notation: str, num_layers: int, form: Form = "lp", prefill: Prefill = "plan") -> DepthPlan:
         """Read the notation of this module's docstring.
 
         Raises:
@@ -261,9 +259,7 @@ def _stages_of(token: str, num_layers: int) -> Iterator[Stage]:
 
 def _in_range(layer: int, num_layers: int) -> int:
     if layer >= num_layers:
-        raise PlanError(
-            f"layer {layer} is out of range: the model has {num_layers} layers (0 to {num_layers - 1})"
-        )
+        raise PlanError(f"layer {layer} is out of range: the model has {num_layers} layers (0 to {num_layers - 1})")
     return layer
 
 
