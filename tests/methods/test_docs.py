@@ -16,9 +16,7 @@ DOCS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "examples" / "truedepth-reverse-method"
 
 # Not those of packages that happen to be installed.
-METHODS = {
-    name: method for name, method in all_methods().items() if method.__module__.startswith("truedepth.")
-}
+METHODS = {name: method for name, method in all_methods().items() if method.__module__.startswith("truedepth.")}
 COMMANDS = re.findall(r"^truedepth plan (.+)$", DOCS, re.MULTILINE)
 SHOWN = re.findall(r"^truedepth plan (.+)\n```\n\nPlan: `(.+)`$", DOCS, re.MULTILINE)
 

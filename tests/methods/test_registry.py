@@ -43,9 +43,7 @@ def test_each_says_what_it_is(name):
 
 
 def test_an_unknown_name_suggests_and_lists():
-    with pytest.raises(
-        MethodError, match=r"no method 'layer-paralel'.*did you mean 'layer-parallel'"
-    ) as caught:
+    with pytest.raises(MethodError, match=r"no method 'layer-paralel'.*did you mean 'layer-parallel'") as caught:
         get_method("layer-paralel")
     assert all(name in str(caught.value) for name in BUILT_IN)
 

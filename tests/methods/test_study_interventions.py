@@ -51,17 +51,13 @@ def test_shuffle_repeats_with_its_seed():
 @pytest.mark.parametrize("name", ["shuffle", "merge", "prune-range", "parallel-range"])
 @pytest.mark.parametrize(("start", "end"), [(5, 5), (6, 5), (0, 9), (8, 9)])
 def test_a_range_outside_the_model(name, start, end):
-    with pytest.raises(
-        MethodError, match=rf"start {start} and end {end} are not a range.*0 <= start < end <= 8"
-    ):
+    with pytest.raises(MethodError, match=rf"start {start} and end {end} are not a range.*0 <= start < end <= 8"):
         build_method(name, {"start": start, "end": end}).plan(8)
 
 
 @pytest.mark.parametrize("method", [Merge, ParallelRange])
 def test_a_range_that_does_not_divide(method):
-    with pytest.raises(
-        MethodError, match=r"range of 5 layers.*groups of 2; choose start and end 4 or 6 layers"
-    ):
+    with pytest.raises(MethodError, match=r"range of 5 layers.*groups of 2; choose start and end 4 or 6 layers"):
         method(start=1, end=6, group_size=2).plan(8)
     with pytest.raises(MethodError, match=r"range of 2 layers.*groups of 3; choose start and end 3 layers"):
         method(start=1, end=3, group_size=3).plan(8)

@@ -66,9 +66,7 @@ def test_a_third_party_method_is_suggested(install):
 
 def test_a_name_that_is_taken_says_who_has_it(install):
     install("vendor_b", {"merge": "vendor_b:Whole"})
-    with pytest.raises(
-        MethodError, match=r"called 'merge'.*truedepth\.methods\.merge.*vendor_b 1\.0 \(vendor_b:Whole"
-    ):
+    with pytest.raises(MethodError, match=r"called 'merge'.*truedepth\.methods\.merge.*vendor_b 1\.0 \(vendor_b:Whole"):
         get_method("merge")
 
 

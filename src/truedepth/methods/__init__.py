@@ -47,9 +47,7 @@ def get_method(name: str) -> type[Method]:
     if name in third_party:
         return _load(third_party[name])
     names = [*methods, *third_party]
-    raise MethodError(
-        f"there is no method '{name}'{did_you_mean(name, names)}; the methods are: {', '.join(names)}"
-    )
+    raise MethodError(f"there is no method '{name}'{did_you_mean(name, names)}; the methods are: {', '.join(names)}")
 
 
 def build_method(name: str, parameters: Mapping[str, Any]) -> Method:

@@ -73,9 +73,7 @@ class Method(BaseModel, ABC):
         given = [name for name in (first, second) if getattr(self, name) is not None]
         if len(given) != 1:
             problem = "are both given" if given else "are both missing"
-            raise MethodError(
-                f"method '{self.name}': '{first}' and '{second}' {problem}; give exactly one of them"
-            )
+            raise MethodError(f"method '{self.name}': '{first}' and '{second}' {problem}; give exactly one of them")
 
 
 class LayerMethod(Method):

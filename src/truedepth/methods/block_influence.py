@@ -25,9 +25,7 @@ class BlockInfluence(EvidenceMethod):
     """
 
     name: ClassVar[str] = "block-influence"
-    summary: ClassVar[str] = (
-        "remove the layers that change the direction of the hidden state least (ShortGPT)"
-    )
+    summary: ClassVar[str] = "remove the layers that change the direction of the hidden state least (ShortGPT)"
     source: ClassVar[str] = "arXiv 2403.03853"
 
     depth: int = Field(ge=1, description="how many layers remain")

@@ -29,9 +29,7 @@ class ParallelRange(RangeMethod):
     summary: ClassVar[str] = "run the layers of a range side by side, as one group or several (study)"
     source: ClassVar[str] = "arXiv 2502.02790"
 
-    group_size: int | None = Field(
-        default=None, ge=2, description="g: layers in a group; default the whole range"
-    )
+    group_size: int | None = Field(default=None, ge=2, description="g: layers in a group; default the whole range")
     form: Form = Field(
         default="lp",
         description="how a group runs: 'lp' sums attention outputs, then FFN outputs, as in the paper; 'par' "

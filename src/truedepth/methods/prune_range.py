@@ -24,8 +24,7 @@ class PruneRange(RangeMethod):
     def plan(self, num_layers: int) -> DepthPlan:
         if self.start == 0 and self.end == num_layers:
             raise MethodError(
-                f"method '{self.name}': start 0 and end {self.end} remove all {num_layers} layers; "
-                "leave at least one"
+                f"method '{self.name}': start 0 and end {self.end} remove all {num_layers} layers; leave at least one"
             )
         return super().plan(num_layers)
 

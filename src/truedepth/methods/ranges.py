@@ -40,9 +40,7 @@ class RangeMethod(LayerMethod):
         return surround(stages, self.start, self.end, num_layers)
 
 
-def surround(
-    stages: tuple[Stage, ...], start: int, end: int, num_layers: int, form: Form = "lp"
-) -> DepthPlan:
+def surround(stages: tuple[Stage, ...], start: int, end: int, num_layers: int, form: Form = "lp") -> DepthPlan:
     """The plan that runs `stages` in place of the layers start, ..., end - 1."""
     before, after = singles(range(start)), singles(range(end, num_layers))
     return DepthPlan((*before, *stages, *after), num_layers, form)

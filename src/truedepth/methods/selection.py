@@ -17,8 +17,7 @@ def count_removed(method: str, parameter: str, kept: int, num_layers: int) -> in
     """
     if kept > num_layers:
         raise MethodError(
-            f"method '{method}': {parameter} is {kept}, but the model has {num_layers} layers; "
-            f"choose 1 to {num_layers}"
+            f"method '{method}': {parameter} is {kept}, but the model has {num_layers} layers; choose 1 to {num_layers}"
         )
     return num_layers - kept
 

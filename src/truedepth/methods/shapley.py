@@ -58,9 +58,7 @@ class Shapley(EvidenceMethod):
     source: ClassVar[str] = "arXiv 2407.16286"
 
     depth: int = Field(ge=1, description="how many layers remain")
-    samples: int = Field(
-        default=8, ge=2, description="how many random permutations of the layers are averaged"
-    )
+    samples: int = Field(default=8, ge=2, description="how many random permutations of the layers are averaged")
     removals: int | None = Field(
         default=None,
         ge=1,
@@ -116,7 +114,5 @@ def _finite_losses(missing: Iterable[frozenset[int]], evidence: Evidence) -> Seq
     losses = evidence.losses(plans)
     for plan, loss in zip(plans, losses, strict=True):
         if not math.isfinite(loss):
-            raise TruedepthError(
-                f"the calibration loss of plan '{plan}' is {loss}; load the model with dtype float32"
-            )
+            raise TruedepthError(f"the calibration loss of plan '{plan}' is {loss}; load the model with dtype float32")
     return losses

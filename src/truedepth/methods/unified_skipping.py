@@ -41,9 +41,7 @@ class UnifiedSkipping(LayerMethod):
         allow_inf_nan=False,
         description="r: target speedup; n = floor(L/r) layers are kept",
     )
-    depth: int | None = Field(
-        default=None, ge=1, description="n: how many layers are kept, instead of speedup"
-    )
+    depth: int | None = Field(default=None, ge=1, description="n: how many layers are kept, instead of speedup")
     rule: Literal["balanced", "published"] = Field(
         default="balanced", description="which n layers are kept: 'balanced' spaces them evenly"
     )
