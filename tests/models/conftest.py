@@ -1,4 +1,4 @@
-"""Fixtures for loading: a tiny tokenizer, checkpoints, and GGUF files as llama.cpp's converter writes them."""
+"""Fixtures for loading: a tiny tokenizer, checkpoints, and GGUF files as llama.cpp would write them."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def tiny_tokenizer() -> Callable[[], Any]:
         from transformers import PreTrainedTokenizerFast
 
         backend = Tokenizer(
-            models.BPE(
-                {token: index for index, token in enumerate(TOKENS)}, [tuple(m.split()) for m in MERGES]
-            )
+            models.BPE({token: index for index, token in enumerate(TOKENS)}, [tuple(m.split()) for m in MERGES])
         )
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -174,9 +172,7 @@ def _converted(model: Any, architecture: str) -> list[tuple[str, Any]]:
             if "gate_up" in name:
                 width = array.shape[1] // 2
                 parts = {"gate": array[:, :width], "up": array[:, width:]}
-            converted += [
-                (f"blk.{layer}.ffn_{part}_exps.weight", array.copy()) for part, array in parts.items()
-            ]
+            converted += [(f"blk.{layer}.ffn_{part}_exps.weight", array.copy()) for part, array in parts.items()]
             continue
         if architecture in ("llama", "smollm3") and re.search(r"[qk]_proj", name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads

@@ -34,9 +34,7 @@ def test_where_the_package_is_missing_the_error_has_the_command(monkeypatch: pyt
         load(NAME)
 
 
-def test_where_its_file_is_gone_the_error_has_the_command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_where_its_file_is_gone_the_error_has_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     class Gone:
         name = "model.gguf"
 
@@ -95,7 +93,7 @@ def test_its_weights_are_those_that_transformers_reads(loaded: LoadedModel) -> N
     digest = hashlib.sha256()
     for _, parameter in sorted(loaded.model.named_parameters()):
         digest.update(parameter.detach().numpy().tobytes())
-    # Of the parameters that from_pretrained(folder, gguf_file=...) of transformers 5.23 gives in half a minute.
+    # Of what from_pretrained(folder, gguf_file=...) of transformers 5.23 gives, in half a minute.
     assert digest.hexdigest() == "1e7c8a1c726e693f3ef812fec44c0efdf79020fe1e36d5cd8a07e0341da3e3aa"
 
 

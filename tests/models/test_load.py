@@ -16,9 +16,7 @@ from truedepth.models.load import load
 Make = Callable[..., Any]
 
 
-def test_a_folder_loads_to_the_model_that_was_saved(
-    checkpoint: Make, tiny_model: Make, token_ids: Make
-) -> None:
+def test_a_folder_loads_to_the_model_that_was_saved(checkpoint: Make, tiny_model: Make, token_ids: Make) -> None:
     import torch
 
     folder = checkpoint("llama")
@@ -56,9 +54,7 @@ def test_a_loaded_model_generates_from_padded_batches(checkpoint: Make) -> None:
     assert together[0, batch.input_ids.shape[1] :][:length].equal(single[0, alone.input_ids.shape[1] :])
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end(
-    tmp_path: Path, tiny_model: Make, tiny_tokenizer: Make
-) -> None:
+def test_a_tokenizer_without_padding_pads_with_its_end(tmp_path: Path, tiny_model: Make, tiny_tokenizer: Make) -> None:
     tiny_model("llama", pad_token_id=None).save_pretrained(tmp_path)
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
@@ -95,6 +91,17 @@ def test_a_path_may_start_at_home(checkpoint: Make, monkeypatch: pytest.MonkeyPa
     assert load("~/llama").name == "~/llama"
 
 
+def test_a_path_may_be_relative(
+    checkpoint: Make, tiny_model: Make, write_gguf: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, file = checkpoint("llama"), write_gguf(tiny_model("llama"))
+    monkeypatch.chdir(folder.parent)
+    for source in (folder.name, file.name, f"./{file.name}"):
+        assert load(source).name == source
+    monkeypatch.chdir(folder)
+    assert load(".").tokenizer.eos_token == "</s>"
+
+
 def test_loading_is_silent_and_leaves_transformers_as_it_was(
     checkpoint: Make, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -122,9 +129,7 @@ def test_loading_is_silent_and_leaves_transformers_as_it_was(
     ) == before
 
 
-@pytest.mark.parametrize(
-    "source", ["./nowhere", "../no/where", "/no/such/model", "~/nothing", "missing.gguf"]
-)
+@pytest.mark.parametrize("source", ["./nowhere", "../no/where", "/no/such/model", "~/nothing", "missing.gguf"])
 def test_paths_that_do_not_exist(source: str) -> None:
     with pytest.raises(ModelLoadError, match=r"there is no file or folder '.*smollm2-135m"):
         load(source)
@@ -151,9 +156,7 @@ def test_files_that_are_not_models(tmp_path: Path) -> None:
             load(str(tmp_path / name))
 
 
-def test_a_folder_of_an_embedded_name_is_reached_by_its_path(
-    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_of_an_embedded_name_is_reached_by_its_path(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("llama")
     os.rename(folder, folder.with_name("smollm2-135m"))
     monkeypatch.chdir(folder.parent)

@@ -43,9 +43,10 @@ def test_a_folder_with_a_gguf_file_says_to_give_the_file(tmp_path: Path) -> None
     refused(tmp_path, r"give its path: .*model\.Q4\.gguf")
 
 
-def test_an_adapter_says_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "PEFT adapter: load its base model")
+def test_an_adapter_says_what_it_is(tmp_path: Path, folder: Path) -> None:
+    for place in (tmp_path, folder):
+        (place / "adapter_config.json").write_text("{}")
+        refused(place, r"holds a PEFT adapter .* load the base model")
 
 
 @pytest.mark.parametrize(
@@ -75,9 +76,7 @@ def test_config_that_is_not_text(folder: Path) -> None:
 def test_unknown_family_is_refused_before_the_weights(model_type: str, folder: Path) -> None:
     edit_config(folder, model_type=model_type)
     (folder / "model.safetensors").unlink()
-    refused(
-        folder, rf"'{model_type}' is not supported; supported model types: .*llama", UnsupportedModelError
-    )
+    refused(folder, rf"'{model_type}' is not supported; supported model types: .*llama", UnsupportedModelError)
 
 
 def test_remote_code_does_not_run_for_an_unknown_family(folder: Path) -> None:

@@ -26,9 +26,7 @@ def test_needed_bytes_are_those_of_the_parameters(tiny_model: Make) -> None:
     assert memory.loading_bytes(model, torch.bfloat16) == 2 * count + 4 * largest
 
 
-def test_too_large_a_model_is_refused_before_its_weights(
-    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_a_model_is_refused_before_its_weights(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("llama")
     (folder / "model.safetensors").unlink()
     monkeypatch.setattr(memory, "available_bytes", lambda device: 100_000)
@@ -39,9 +37,7 @@ def test_too_large_a_model_is_refused_before_its_weights(
         load(str(folder))
 
 
-def test_half_the_bytes_are_proposed_where_they_fit(
-    checkpoint: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_the_bytes_are_proposed_where_they_fit(checkpoint: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoint("llama")
     monkeypatch.setattr(memory, "available_bytes", lambda device: 150_000)
     with pytest.raises(ModelLoadError, match="use dtype bfloat16, which halves it"):
@@ -49,9 +45,7 @@ def test_half_the_bytes_are_proposed_where_they_fit(
     load(str(folder), dtype="bfloat16")
 
 
-def test_gguf_files_are_checked_too(
-    tiny_model: Make, write_gguf: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_gguf_files_are_checked_too(tiny_model: Make, write_gguf: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda device: 100_000)
     with pytest.raises(ModelLoadError, match=r"tiny\.gguf' needs 0\.2 MB of memory"):
         load(str(write_gguf(tiny_model("llama"))))

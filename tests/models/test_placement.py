@@ -31,9 +31,7 @@ def test_auto_takes_the_fastest_device(machine: Callable[..., None]) -> None:
     assert resolve_device("auto") == torch.device("cuda:0")
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     assert resolve_device("cuda") == torch.device("cuda")
-    with pytest.raises(
-        UsageError, match="'cuda:2' is not available here; choose one of: auto, cuda:0, cuda:1, cpu"
-    ):
+    with pytest.raises(UsageError, match="'cuda:2' is not available here; choose one of: auto, cuda:0, cuda:1, cpu"):
         resolve_device("cuda:2")
 
 

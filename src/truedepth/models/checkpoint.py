@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-CONFIG = "config.json"
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZER_FILES = (
@@ -33,13 +33,19 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
     Raises:
-        ModelLoadError: `config.json` is missing or malformed.
+        ModelLoadError: `config.json` is missing or malformed, or the folder holds an adapter.
         UnsupportedModelError: the family is unknown, or the weights are quantised.
     """
     from transformers import AutoConfig, PreTrainedConfig
 
     from truedepth.families import family_of
 
+    if (folder / ADAPTER).is_file():
+        # transformers would load the adapter too, and where peft is not installed leave it out.
+        raise ModelLoadError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}); load the base model from a folder of its own, "
+            "then add the adapter with peft"
+        )
     raw = _read_json(folder, CONFIG)
     if not isinstance(raw.get("model_type"), str):
         raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
@@ -145,8 +151,7 @@ def _weight_files(folder: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelLoadError(
-            f"{folder} lacks {len(missing)} of {len(files)} weight files: {listed(missing)}; "
-            "download them again"
+            f"{folder} lacks {len(missing)} of {len(files)} weight files: {listed(missing)}; download them again"
         )
     return files
 
@@ -159,9 +164,7 @@ def _no_weights(folder: Path) -> ModelLoadError:
             "is not read; use a safetensors version of the model, or, if you trust the file, convert it once "
             "with transformers: from_pretrained(folder).save_pretrained(new_folder)"
         )
-    return ModelLoadError(
-        f"{folder} has no weights (neither {WEIGHTS} nor {INDEX}); download the whole model"
-    )
+    return ModelLoadError(f"{folder} has no weights (neither {WEIGHTS} nor {INDEX}); download the whole model")
 
 
 def _check_file(file: Path) -> None:
@@ -176,9 +179,7 @@ def _check_file(file: Path) -> None:
             "Download it again"
         ) from None
     except OSError as error:
-        raise ModelLoadError(
-            f"cannot read {file}: {error.strerror or error}; check its permissions"
-        ) from None
+        raise ModelLoadError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
 
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -201,6 +202,4 @@ def _what_instead(folder: Path) -> str:
     """What to do about a folder that holds no checkpoint."""
     if files := sorted(file.name for file in folder.glob("*.gguf")):
         return f"to load the GGUF file in it, give its path: {folder / files[0]}"
-    if (folder / "adapter_config.json").is_file():
-        return "it holds a PEFT adapter: load its base model, then add the adapter with peft"
     return "give a folder that save_pretrained wrote, or a .gguf file"

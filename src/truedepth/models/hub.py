@@ -47,8 +47,7 @@ def _fetch(name: str, patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=UNUSED_FILES))
     except HFValidationError:
         raise ModelLoadError(
-            f"'{name}' is neither an existing file or folder nor a hub id such as 'owner/name'; "
-            "check the path"
+            f"'{name}' is neither an existing file or folder nor a hub id such as 'owner/name'; check the path"
         ) from None
     except GatedRepoError:
         raise ModelLoadError(
@@ -67,9 +66,7 @@ def _fetch(name: str, patterns: list[str]) -> Path:
             "('truedepth models' lists them)"
         ) from None
     except HfHubHTTPError as error:
-        raise ModelLoadError(
-            f"the Hugging Face hub refused '{name}': {one_line(error)}; try again later"
-        ) from error
+        raise ModelLoadError(f"the Hugging Face hub refused '{name}': {one_line(error)}; try again later") from error
     except Exception as error:
         # Network failures of many classes, a full disk, a read-only cache.
         raise ModelLoadError(f"fetching '{name}' from the hub failed: {one_line(error)}") from error

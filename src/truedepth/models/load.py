@@ -42,9 +42,7 @@ class _Options:
     trust_remote_code: bool
 
 
-def load(
-    source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
-) -> LoadedModel:
+def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     The family, the memory needed and the wholeness of all files are checked before any weights are read.
@@ -83,11 +81,7 @@ def load(
 
 def _load_file(path: Path, source: str, options: _Options) -> LoadedModel:
     if path.suffix.lower() != GGUF_SUFFIX:
-        hint = (
-            "give the folder that holds it"
-            if path.suffix == ".safetensors"
-            else "give a folder or a .gguf file"
-        )
+        hint = "give the folder that holds it" if path.suffix == ".safetensors" else "give a folder or a .gguf file"
         raise ModelLoadError(f"{path} is a file that truedepth cannot load by itself; {hint}")
     return _load_gguf(path, source, options)
 
@@ -130,6 +124,7 @@ def _load_folder(folder: Path, name: str, options: _Options) -> LoadedModel:
 
 
 def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
+    from truedepth.families import family_of
     from truedepth.models.gguf.architectures import config_of
     from truedepth.models.gguf.file import read_gguf
     from truedepth.models.gguf.model import model_of
@@ -138,6 +133,7 @@ def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
     with quiet_transformers():
         file = read_gguf(path)
         config = config_of(file)
+        family_of(config)
         blank = _check(config, name, options)
         tokenizer = tokenizer_of(file)
         model = model_of(file, config, blank, options.dtype)
@@ -145,15 +141,11 @@ def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
 
 
 def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrainedModel:
-    """Refuse an unknown family and a model that does not fit; returns the model without its weights."""
-    from truedepth.families import family_of
+    """Refuse a model without layers and one that does not fit; returns the model without its weights."""
     from truedepth.models.memory import require_memory
 
-    family_of(config)
     if config.num_hidden_layers < 1:
-        raise ModelLoadError(
-            f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own"
-        )
+        raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
     blank = _blank(config, options)
     require_memory(name, blank, options.dtype, options.device)
     return blank
@@ -177,9 +169,7 @@ def _blank(config: PreTrainedConfig, options: _Options) -> PreTrainedModel:
     return blank
 
 
-def _finish(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, options: _Options
-) -> LoadedModel:
+def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, options: _Options) -> LoadedModel:
     """Move the model to its device, and make it and its tokenizer agree on padding."""
     model.name_or_path = model.config.name_or_path = name
     tokenizer.padding_side = "left"

@@ -30,9 +30,7 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in {known.partition(":")[0] for known in available} or (
         device.index is not None and str(device) not in available
     ):
-        raise UsageError(
-            f"device '{name}' is not available here; choose one of: auto, {', '.join(available)}"
-        )
+        raise UsageError(f"device '{name}' is not available here; choose one of: auto, {', '.join(available)}")
     return device
 
 
@@ -40,9 +38,7 @@ def available_devices() -> list[str]:
     """Names of the devices of this machine, fastest first; the first is what `auto` picks."""
     import torch
 
-    devices = (
-        [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    )
+    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     if torch.backends.mps.is_available():
         devices.append("mps")
     return [*devices, "cpu"]

@@ -116,9 +116,7 @@ def test_linear_and_yarn_scaling_carry_over(tiny_model: Make, token_ids: Make, w
     assert (logits(load(str(path)).model, ids) - logits(yarn, ids)).abs().max() <= 1e-5
 
 
-def test_llama_3_scaling_is_read_back_from_its_factors(
-    tiny_model: Make, token_ids: Make, write_gguf: Make
-) -> None:
+def test_llama_3_scaling_is_read_back_from_its_factors(tiny_model: Make, token_ids: Make, write_gguf: Make) -> None:
     # Computed by transformers' own function, as a converter does: the file has the factors only.
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -254,9 +252,7 @@ def test_unused_tensors_are_refused_rather_than_dropped(tiny_model: Make, write_
 
 
 def test_missing_tensors_are_refused(tiny_model: Make, write_gguf: Make) -> None:
-    path = write_gguf(
-        tiny_model("llama"), replace=lambda name, array: None if name == "blk.2.ffn_up.weight" else array
-    )
+    path = write_gguf(tiny_model("llama"), replace=lambda name, array: None if name == "blk.2.ffn_up.weight" else array)
     with pytest.raises(ModelLoadError, match=r"lacks 1 of the model's tensors: blk\.2\.ffn_up\.weight"):
         load(str(path))
 

@@ -41,17 +41,13 @@ def test_special_tokens_and_chat_template_carry_over(tiny_model: Make, write_ggu
         ("smollm", ["ĠĠ", "7", "ĊĊ", "1"]),
     ],
 )
-def test_digits_are_split_as_the_file_says(
-    split: str, expected: list[str], tiny_model: Make, write_gguf: Make
-) -> None:
+def test_digits_are_split_as_the_file_says(split: str, expected: list[str], tiny_model: Make, write_gguf: Make) -> None:
     assert pieces(load(str(write_gguf(tiny_model("llama"), split=split))), "  7\n\n1") == expected
 
 
 def test_llama_3_text_starts_with_bos(tiny_model: Make, write_gguf: Make) -> None:
     assert pieces(load(str(write_gguf(tiny_model("llama"), split="llama-bpe"))), "the") == ["<s>", "the"]
-    said = write_gguf(
-        tiny_model("llama"), split="llama-bpe", edit=lambda writer: writer.add_add_bos_token(False)
-    )
+    said = write_gguf(tiny_model("llama"), split="llama-bpe", edit=lambda writer: writer.add_add_bos_token(False))
     assert pieces(load(str(said)), "the") == ["the"]
 
 

@@ -144,14 +144,10 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
             values[name] = file.number(key)
     heads, width = int(values["num_attention_heads"]), int(values["hidden_size"])
     if heads <= 0:
-        raise ModelLoadError(
-            f"{file.path} says that its model has {heads} attention heads; download it again"
-        )
+        raise ModelLoadError(f"{file.path} says that its model has {heads} attention heads; download it again")
     head_dim = int(file.number("attention.key_length", width // heads))
     if file.number("attention.value_length", head_dim) != head_dim:
-        raise UnsupportedModelError(
-            f"{file.path} has values of another width than keys, which is not supported"
-        )
+        raise UnsupportedModelError(f"{file.path} has values of another width than keys, which is not supported")
     values["head_dim"] = head_dim
     values["num_key_value_heads"] = file.number("attention.head_count_kv", heads)
     if facts.attention_scale_by_width is not None:
@@ -164,9 +160,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     # A configuration keeps whatever it is given; leave out what this model type has no use for.
     known = AutoConfig.for_model(facts.model_type)
     try:
-        return AutoConfig.for_model(
-            facts.model_type, **{k: v for k, v in values.items() if hasattr(known, k)}
-        )
+        return AutoConfig.for_model(facts.model_type, **{k: v for k, v in values.items() if hasattr(known, k)})
     except Exception as error:
         # Configurations check themselves with exceptions of many classes.
         raise ModelLoadError(

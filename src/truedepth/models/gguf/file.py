@@ -137,9 +137,7 @@ def read_gguf(path: Path) -> GgufFile:
                 )
             blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise ModelLoadError(
-            f"cannot read {path}: {error.strerror}; check the path and its permissions"
-        ) from None
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from None
     try:
         return _parse(path, blob)
     except _Malformed as error:
@@ -178,20 +176,24 @@ def _parse(path: Path, blob: mmap.mmap) -> GgufFile:
     for name, shape, ggml_type, offset in entries:
         if name in tensors:
             raise _Malformed(f"tensor '{name}' is listed twice")
-        info = TensorInfo(name, shape, ggml_type, data_start + offset, _stored_bytes(name, shape, ggml_type))
+        nbytes = _stored_bytes(path, name, shape, ggml_type)
+        info = TensorInfo(name, shape, ggml_type, data_start + offset, nbytes)
         if info.offset + info.nbytes > len(blob):
             raise _Malformed(f"tensor '{name}' should end at byte {info.offset + info.nbytes}")
         tensors[name] = info
     return GgufFile(path, metadata, tensors, blob)
 
 
-def _stored_bytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
+def _stored_bytes(path: Path, name: str, shape: tuple[int, ...], ggml_type: int) -> int:
     import gguf
 
     try:
         block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(ggml_type)]
     except (ValueError, KeyError):
-        raise _Malformed(f"tensor '{name}' has the unknown ggml type {ggml_type}") from None
+        raise UnsupportedModelError(
+            f"tensor '{name}' of {path} has the ggml type {ggml_type}, which gguf-py does not know; "
+            "the file is corrupt, or of a type that is newer or no longer used: take one quantised otherwise"
+        ) from None
     if shape and shape[-1] % block:
         raise _Malformed(f"rows of tensor '{name}' have {shape[-1]} values, not whole blocks of {block}")
     return int(math.prod(shape) // block * size)

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from truedepth.models.gguf.file import GgufFile
 
 
-def model_of(
-    file: GgufFile, config: PreTrainedConfig, blank: PreTrainedModel, dtype: torch.dtype
-) -> PreTrainedModel:
+def model_of(file: GgufFile, config: PreTrainedConfig, blank: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The causal language model in a GGUF file, dequantised, on the CPU, in eval mode.
 
     Args:

@@ -79,9 +79,7 @@ def _check_names(file: GgufFile, sources: dict[str, tuple[str, ...]]) -> None:
         )
 
 
-def _tensor(
-    file: GgufFile, stored: tuple[str, ...], facts: Architecture, config: PreTrainedConfig
-) -> torch.Tensor:
+def _tensor(file: GgufFile, stored: tuple[str, ...], facts: Architecture, config: PreTrainedConfig) -> torch.Tensor:
     """One parameter in float32."""
     import torch
 
