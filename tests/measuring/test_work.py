@@ -35,9 +35,7 @@ def test_counts_by_hand(tiny_model: Callable[..., Any]) -> None:
     assert work.bytes_per_token(FULL) == 6 * (LAYER + 10 * CACHE_TOKEN) + OUTSIDE + ROW
 
 
-@pytest.mark.parametrize(
-    ("notation", "layers"), [("0 1 5", 3), ("0-3 (4|5)", 6), ("(0|1|2) 5", 4), ("0-3 (4+5)", 5)]
-)
+@pytest.mark.parametrize(("notation", "layers"), [("0 1 5", 3), ("0-3 (4|5)", 6), ("(0|1|2) 5", 4), ("0-3 (4+5)", 5)])
 def test_only_layers_that_run_are_read(tiny_model: Callable[..., Any], notation: str, layers: int) -> None:
     plan = DepthPlan.parse(notation, 6)
     work = DecodeWork.of(tiny_model("llama"), context=10)
@@ -100,9 +98,7 @@ def test_experts_count_by_their_share(tiny_model: Callable[..., Any], family: st
 @pytest.mark.parametrize(
     ("family", "cached"), [("mistral", [12] * 6), ("gemma2", [8, 20] * 3), ("gemma3", [8, 8, 20] * 2)]
 )
-def test_a_sliding_window_bounds_the_cache(
-    tiny_model: Callable[..., Any], family: str, cached: list[int]
-) -> None:
+def test_a_sliding_window_bounds_the_cache(tiny_model: Callable[..., Any], family: str, cached: list[int]) -> None:
     work = DecodeWork.of(tiny_model(family), context=20)
     assert [layer.cache_bytes for layer in work.layers] == [tokens * CACHE_TOKEN for tokens in cached]
 

@@ -42,9 +42,7 @@ class HardwareProfile(BaseModel):
 
     description: str = Field(description="one line: which devices, how they are linked")
     devices: int = Field(ge=1, description="devices that share the model by tensor parallelism")
-    bytes_per_value: float = Field(
-        gt=0, description="width of weights, cache and activations: 2 for bfloat16"
-    )
+    bytes_per_value: float = Field(gt=0, description="width of weights, cache and activations: 2 for bfloat16")
     memory_bytes_per_second: float = Field(gt=0, description="memory bandwidth of one device")
     flops_per_second: float = Field(gt=0, description="matrix arithmetic of one device at that width")
     launches_per_layer: int = Field(ge=0, description="kernels of one decoder layer, all-reduces apart")

@@ -61,9 +61,7 @@ class DecodeWork:
     context: int
 
     @classmethod
-    def of(
-        cls, model: nn.Module, *, context: int, batch: int = 1, bytes_per_value: float | None = None
-    ) -> DecodeWork:
+    def of(cls, model: nn.Module, *, context: int, batch: int = 1, bytes_per_value: float | None = None) -> DecodeWork:
         """Count a model's work.
 
         The KV cache of a sliding-window layer counts up to its window. In a mixture of experts, a step of B
@@ -115,9 +113,7 @@ class _Counter:
         row = model.get_submodule(family.embedding).weight[0]  # (D,)
         row_bytes = self.batch * self._bytes(row)
         outside = [*head.parameters(), *head.buffers(), *norm.parameters(), *norm.buffers()]
-        windows = [
-            getattr(entry, "sliding_window", None) for entry in DynamicCache(config=model.config).layers
-        ]
+        windows = [getattr(entry, "sliding_window", None) for entry in DynamicCache(config=model.config).layers]
         layers = zip(family.decoder_layers(model), windows, strict=True)
         return DecodeWork(
             layers=tuple(self._layer(layer, window, model.config, row) for layer, window in layers),
