@@ -15,9 +15,7 @@ from truedepth.report.html import write_report
 from truedepth.report.wording import TIMES
 from truedepth.results import Results
 
-SAMPLE: dict[str, Any] = json.loads(
-    (Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8")
-)
+SAMPLE: dict[str, Any] = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 VOID = {"meta", "link", "img", "br", "hr", "input"}
 LOADS = {"src", "srcset", "href", "data", "action", "poster", "background"}
 
@@ -162,16 +160,12 @@ def test_labels_of_points_that_lie_close_do_not_overlap(report: Any) -> None:
         "shapley",
         "early-exit",
     ]
-    peers = [
-        {**SAMPLE["peers"][0], "method": name, "perplexity": 19.5 + n / 10} for n, name in enumerate(names)
-    ]
+    peers = [{**SAMPLE["peers"][0], "method": name, "perplexity": 19.5 + n / 10} for n, name in enumerate(names)]
     layout = report(peers=peers)[0].charts[0].layout
     bottom, top = layout.yaxis.range
     height = layout.height - layout.margin.t - layout.margin.b
     at = sorted(
-        (top - label.y) / (top - bottom) * height + label.ay
-        for label in layout.annotations
-        if label.text in names
+        (top - label.y) / (top - bottom) * height + label.ay for label in layout.annotations if label.text in names
     )
     assert len(at) == len(names)
     assert all(second - first >= 14 for first, second in pairwise(at))

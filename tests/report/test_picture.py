@@ -47,8 +47,6 @@ def plans(draw: st.DrawFn) -> DepthPlan:
 def test_the_picture_has_every_layer_once_and_the_stages_in_order(plan: DepthPlan) -> None:
     picture = slots(plan)
     assert sorted(layer for slot in picture for layer in slot.layers) == list(range(plan.num_layers))
-    assert [slot.layers for slot in picture if slot.role != "skipped"] == [
-        stage.layers for stage in plan.stages
-    ]
+    assert [slot.layers for slot in picture if slot.role != "skipped"] == [stage.layers for stage in plan.stages]
     for slot in picture:
         assert {roles(plan)[layer] for layer in slot.layers} == {slot.role}

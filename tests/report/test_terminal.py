@@ -89,7 +89,4 @@ def test_names_are_not_read_as_markup() -> None:
 
 def test_infinite_perplexity_is_readable() -> None:
     peers = [{**SAMPLE["peers"][0], "perplexity": float("inf"), "kl": float("inf")}]
-    assert any(
-        "infinite" in line
-        for line in drawn(results_table(Results.model_validate({**SAMPLE, "peers": peers})))
-    )
+    assert any("infinite" in line for line in drawn(results_table(Results.model_validate({**SAMPLE, "peers": peers}))))

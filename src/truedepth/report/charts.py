@@ -116,14 +116,10 @@ def _path(results: Results) -> list[tuple[FrontierPoint, float]]:
         if DepthPlan.parse(point.notation, num_layers, point.form).is_full:
             base = point.perplexity
     pairs = [(point, point.perplexity / base) for point in results.frontier]
-    return [
-        (point, ratio) for point, ratio in pairs if 0 < ratio < _HOPELESS and math.isfinite(point.speedup)
-    ]
+    return [(point, ratio) for point, ratio in pairs if 0 < ratio < _HOPELESS and math.isfinite(point.speedup)]
 
 
-def _ratio_range(
-    rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, float]]
-) -> tuple[float, float, float]:
+def _ratio_range(rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, float]]) -> tuple[float, float, float]:
     """Bottom and top of the log axis, and the ratio at which points too far above are pinned."""
     near = [1.0, *(ratio for _, ratio in path)]
     near += [row.ratio for row in rows if row.kind == "plan" and row.ratio < _HOPELESS]
@@ -142,9 +138,7 @@ def _log_ticks(low: float, high: float, suffix: str = "") -> dict[str, list[Any]
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     sets = [[digit * 10.0**decade for decade in decades for digit in digits] for digits in _TICK_DIGITS]
     if high / low < 2:
-        sets = [
-            [step * k for k in range(int(low / step), int(high / step) + 2)] for step in _TICK_STEPS
-        ] + sets
+        sets = [[step * k for k in range(int(low / step), int(high / step) + 2)] for step in _TICK_STEPS] + sets
     for ticks in sets:
         shown = [tick for tick in ticks if low <= tick <= high]
         if len(shown) <= _MAX_TICKS:
@@ -157,9 +151,7 @@ def _is_pinned(row: Row, ceiling: float) -> bool:
 
 
 def _speedup_range(rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, float]]) -> tuple[float, float]:
-    speeds = [row.speedup for row in rows if math.isfinite(row.speedup)] + [
-        point.speedup for point, _ in path
-    ]
+    speeds = [row.speedup for row in rows if math.isfinite(row.speedup)] + [point.speedup for point, _ in path]
     span = max(max(speeds) - min(speeds), 0.1)
     return min(speeds) - 0.08 * span, max(speeds) + 0.08 * span
 

@@ -47,9 +47,7 @@ def comparison(results: Results) -> tuple[Row, ...]:
     def ratio(perplexity: float) -> float:
         return perplexity / base if math.isfinite(base) else math.nan
 
-    unmodified = Row(
-        "base", "unmodified", DepthPlan.full(results.model.num_layers), 1.0, True, base, 1.0, 0.0, 1.0
-    )
+    unmodified = Row("base", "unmodified", DepthPlan.full(results.model.num_layers), 1.0, True, base, 1.0, 0.0, 1.0)
     found = Row(
         "plan",
         "this plan",

@@ -125,9 +125,7 @@ def _speeds(base: SpeedRecord | None, plan: SpeedRecord | None) -> tuple[_Change
 
     return (
         change("Decoding", base.decode_tokens_per_second, plan.decode_tokens_per_second, per_second),
-        change(
-            "Reading the prompt", base.prefill_tokens_per_second, plan.prefill_tokens_per_second, per_second
-        ),
+        change("Reading the prompt", base.prefill_tokens_per_second, plan.prefill_tokens_per_second, per_second),
         change(
             "Time to first token",
             base.time_to_first_token_seconds,
@@ -141,9 +139,7 @@ def _speeds(base: SpeedRecord | None, plan: SpeedRecord | None) -> tuple[_Change
 
 def _costs(cost: CostRecord) -> tuple[_Part, ...]:
     parts = [("Everything outside the layers", cost.fixed_seconds), ("One layer", cost.layer_seconds)]
-    parts += [
-        (f"Two layers side by side, form {form}", seconds) for form, seconds in cost.pair_seconds.items()
-    ]
+    parts += [(f"Two layers side by side, form {form}", seconds) for form, seconds in cost.pair_seconds.items()]
     longest = max(seconds for _, seconds in parts) or 1.0
     layer = cost.layer_seconds
     return tuple(

@@ -115,9 +115,7 @@ def credit(results: Results) -> str:
         for peer in results.peers
         if peer.notation == plan.notation and (peer.form == plan.form or not plan.groups)
     ]
-    return (
-        f"Here {' and '.join(same)} {'come' if len(same) > 1 else 'comes'} to the same plan." if same else ""
-    )
+    return f"Here {' and '.join(same)} {'come' if len(same) > 1 else 'comes'} to the same plan." if same else ""
 
 
 def speed_range(results: Results) -> str:
