@@ -62,10 +62,7 @@ class Calibration:
     def angular_distance(self, block: int) -> list[float]:
         """arXiv 2403.17887, eq. 5, over all tokens: arccos(cos(x_l, x_{l+block})) / pi, for each start l."""
         starts = range(self.num_layers - block + 1)
-        return [
-            (self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item()
-            for start in starts
-        ]
+        return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
 
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
         """Mean cross-entropy (nats a token) of the scored tokens under each plan.
@@ -77,9 +74,7 @@ class Calibration:
         """
         for plan in plans:
             if plan.prefill == "full" or any(stage.merged for stage in plan.stages):
-                raise PlanError(
-                    f"calibration judges plans that skip and group layers in prefill too, not '{plan}'"
-                )
+                raise PlanError(f"calibration judges plans that skip and group layers in prefill too, not '{plan}'")
         unknown = {key_of(plan): plan for plan in plans if key_of(plan) not in self.remembered}
         if unknown:
             with torch.inference_mode(), self.progress("Judging plans", len(unknown)) as advance:

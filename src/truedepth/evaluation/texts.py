@@ -24,15 +24,17 @@ WINDOW = 256
 
 PARTS = ("calibration", "validation", "report")
 
-_MODULES = (
-    "argparse ast bisect calendar cmd collections/__init__ configparser contextlib copy csv dataclasses datetime "
-    "decimal difflib doctest enum filecmp fractions functools gettext glob gzip hashlib heapq http/client http/server "
-    "imaplib inspect ipaddress json/decoder locale logging/__init__ logging/handlers mailbox mimetypes netrc ntpath "
-    "numbers optparse os pathlib pdb pickle pickletools platform plistlib poplib posixpath pprint profile pstats "
-    "queue random selectors shelve shlex shutil smtplib socket socketserver ssl statistics string subprocess tarfile "
-    "tempfile textwrap threading timeit tokenize trace traceback turtle types typing unittest/case unittest/mock "
-    "urllib/parse urllib/request uuid warnings weakref webbrowser zipfile"
-).split()
+_MODULES = """
+argparse ast bisect calendar cmd collections/__init__ configparser contextlib copy csv dataclasses datetime decimal
+difflib doctest enum filecmp fractions functools gettext glob gzip hashlib heapq http/client http/server imaplib
+inspect
+ipaddress json/decoder locale logging/__init__ logging/handlers mailbox mimetypes netrc ntpath numbers optparse os
+pathlib
+pdb pickle pickletools platform plistlib poplib posixpath pprint profile pstats queue random selectors shelve shlex shutil
+smtplib socket socketserver ssl statistics string subprocess tarfile tempfile textwrap threading timeit tokenize trace
+traceback turtle types typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings weakref webbrowser
+zipfile
+"""
 """Modules of the standard library that are plain Python in every supported version."""
 
 
@@ -122,7 +124,7 @@ def _topics() -> list[str]:
 
 def _modules() -> list[str]:
     folder = Path(sysconfig.get_paths()["stdlib"])
-    files = (folder / f"{name}.py" for name in _MODULES)
+    files = (folder / f"{name}.py" for name in _MODULES.split())
     return [file.read_text(encoding="utf-8") for file in files if file.is_file()]
 
 
@@ -145,9 +147,7 @@ def _windows(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], count
 
 def _cut(tokenizer: PreTrainedTokenizerBase, document: str, step: int, count: int) -> Iterator[list[int]]:
     # A token is rarely longer than 16 characters: tokenise no more of a long document than can be needed.
-    ids: list[int] = tokenizer(
-        document[: count * step * 16], add_special_tokens=False, verbose=False
-    ).input_ids
+    ids: list[int] = tokenizer(document[: count * step * 16], add_special_tokens=False, verbose=False).input_ids
     for begin in range(0, len(ids) - step + 1, step):
         yield ids[begin : begin + step]
 
