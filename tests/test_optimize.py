@@ -40,9 +40,7 @@ def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recip
     profile = tmp_path_factory.mktemp("hardware") / "slow.yaml"
     profile.write_text(PROFILE, encoding="utf-8")
     windows = Windows(calibration=1, validation=1, report=1)
-    return Recipe(
-        model=str(tiny_folder), target="speedup", value=1.3, hardware=str(profile), windows=windows
-    )
+    return Recipe(model=str(tiny_folder), target="speedup", value=1.3, hardware=str(profile), windows=windows)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +114,7 @@ def test_resuming_with_other_settings_is_refused(
 
 
 def test_a_folder_in_use_is_refused(recipe: Recipe, finished: tuple[Results, Path]) -> None:
-    with pytest.raises(OutputError, match="not empty.*--resume"):
+    with pytest.raises(OutputError, match=r"not empty.*--resume"):
         optimize(recipe, finished[1])
 
 

@@ -20,7 +20,7 @@ LAYERS = 8
 
 @dataclass
 class Known:
-    """Losses that follow from a price for each skipped layer, each pair of skipped layers, and each layer in a group."""
+    """Losses that follow from prices: of each skipped layer, some pairs of them, and each further layer in a group."""
 
     skip: Sequence[float]
     both: dict[frozenset[int], float] = field(default_factory=dict)

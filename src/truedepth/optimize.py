@@ -131,9 +131,7 @@ class Job:
             timing = self._timing(winner)
             if target.kind != "speedup" or timing is None or timing["ratio"][0] >= _MISS * self.target.value:
                 break
-            target = replace(
-                target, value=self._costs.speedup(winner) * self.target.value / timing["ratio"][0]
-            )
+            target = replace(target, value=self._costs.speedup(winner) * self.target.value / timing["ratio"][0])
         return self._results(path, peers, winner, timing)
 
     @cached_property
@@ -261,9 +259,7 @@ class Job:
         keys = {name: f"{key_of(plan)}, prefill {plan.prefill}" for name, plan in plans.items()}
         missing = {keys[name]: plan for name, plan in plans.items() if keys[name] not in known}
         if missing:
-            for key, quality in compare_quality(
-                self.loaded.model, missing, self._texts.report, self.progress
-            ).items():
+            for key, quality in compare_quality(self.loaded.model, missing, self._texts.report, self.progress).items():
                 known[key] = asdict(quality)
                 self.journal.note("report", key, known[key])
         return {name: Quality(**known[key]) for name, key in keys.items()}

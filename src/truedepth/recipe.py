@@ -33,17 +33,11 @@ class Recipe(BaseModel):
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
-    target: Literal["speedup", "max_perplexity_ratio", "depth"] = Field(
-        description="what `value` is a target for"
-    )
+    target: Literal["speedup", "max_perplexity_ratio", "depth"] = Field(description="what `value` is a target for")
     value: float
     moves: tuple[Move, ...] = MOVES
-    hardware: str | None = Field(
-        default=None, description="plan for this hardware profile instead of this machine"
-    )
-    text: Path | None = Field(
-        default=None, description="text file to judge plans on; a default where none is given"
-    )
+    hardware: str | None = Field(default=None, description="plan for this hardware profile instead of this machine")
+    text: Path | None = Field(default=None, description="text file to judge plans on; a default where none is given")
     seed: int = Field(default=0, description="which documents of the default text are drawn")
     windows: Windows = Windows()
 
@@ -65,7 +59,9 @@ class Recipe(BaseModel):
         Raises:
             OutputError: the file cannot be written.
         """
-        header = "# How the results beside this file were made. Repeat it with: truedepth optimize --recipe recipe.yaml\n"
+        header = (
+            "# How the results beside this file were made. Repeat it with: truedepth optimize --recipe recipe.yaml\n"
+        )
         write_atomic(path, header + yaml.safe_dump(self.to_dict(), sort_keys=False))
 
     @classmethod

@@ -61,9 +61,7 @@ class Target:
         if self.kind == "depth" and (self.value < 1 or self.value != int(self.value)):
             raise UsageError(f"the target depth is {self.value:g}; give a whole number of stages, at least 1")
         if self.kind != "depth" and self.value <= 1:
-            raise UsageError(
-                f"the target {name} is {self.value:g}; give more than 1, which the unmodified model has"
-            )
+            raise UsageError(f"the target {name} is {self.value:g}; give more than 1, which the unmodified model has")
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,8 @@ class Search:
         layers = self.evidence.num_layers
         if self.target.kind == "depth" and self.target.value >= layers:
             raise SearchError(
-                f"the target depth is {self.target.value:g}, but the model has {layers} layers; choose 1 to {layers - 1}"
+                f"the target depth is {self.target.value:g}, but the model has {layers} layers; "
+                f"choose 1 to {layers - 1}"
             )
         if self.target.kind == "depth":
             return
@@ -175,11 +174,7 @@ class Search:
         largest = max((self.costs.speedup(_shallowest(layers, move)) for move in saving), default=1.0)
         wanted = self.target.value if self.target.kind == "speedup" else 1.0
         if not saving or wanted > largest:
-            remedy = (
-                "choose a smaller speedup"
-                if saving
-                else "allow skipping layers, or plan for other --hardware"
-            )
+            remedy = "choose a smaller speedup" if saving else "allow skipping layers, or plan for other --hardware"
             raise SearchError(
                 f"a speedup of {wanted:g} cannot be reached with the moves {', '.join(self.moves)}: the largest is "
                 f"{math.floor(largest * 100) / 100:.2f}. {self.costs.record().note} To go on, {remedy}, or give a "
