@@ -40,9 +40,7 @@ class TestLibrary:
     def test_greedy_equals_generate(self, loaded: LoadedModel) -> None:
         model: Any = loaded.model
         inputs = loaded.tokenizer(PROMPT, return_tensors="pt")
-        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[
-            0, inputs.input_ids.shape[1] :
-        ]
+        expected = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs.input_ids.shape[1] :]
         written = generate(loaded, PROMPT, max_new_tokens=12, raw=True)
         assert written.text == loaded.tokenizer.decode(expected, skip_special_tokens=True)
         assert written.tokens == len(expected)
@@ -81,9 +79,7 @@ class TestLibrary:
         for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=1e-6)):
             assert generate(loaded, PROMPT, max_new_tokens=12, sampling=sampling).text == greedy.text
 
-    def test_the_models_own_settings_do_not_leak(
-        self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_models_own_settings_do_not_leak(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
         greedy = generate(loaded, PROMPT, max_new_tokens=12)
         for name, value in (("do_sample", True), ("temperature", 9.0), ("top_k", 3)):
             monkeypatch.setattr(loaded.model.generation_config, name, value)

@@ -53,9 +53,7 @@ class TestResolvePlan:
         with pytest.raises(PlanError, match="there is no plan file or run"):
             resolve_plan(text, 8)
 
-    def test_a_folder_whose_name_begins_with_a_number(
-        self, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_whose_name_begins_with_a_number(self, run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(run_folder)
         Path("2nd-run").mkdir()
         save_plan(SAVED, "2nd-run/plan.yaml")

@@ -171,18 +171,14 @@ class TestModel:
         assert len(data["layers_used"]) == 4
         assert data["parameters"]["depth"] == 4
 
-    def test_text_of_ones_own(
-        self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_text_of_ones_own(self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = tmp_path / "text.txt"
         text.write_text("".join(f"Line {number} of a story that goes on.\n" for number in range(1000)))
         args = ["block-influence", "--model", str(tiny_folder), "--depth", "4", "--text", str(text), "--json"]
         assert run(*args) == 0
         assert len(json.loads(capsys.readouterr().out)["layers_used"]) == 4
 
-    def test_text_too_short(
-        self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_text_too_short(self, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         text = tmp_path / "text.txt"
         text.write_text("Too short.")
         args = ["block-influence", "--model", str(tiny_folder), "--depth", "4", "--text", str(text)]

@@ -48,9 +48,7 @@ def test_a_run_as_json_is_its_results(run: Path) -> None:
 
 def test_an_infinite_perplexity_survives_the_file(run: Path) -> None:
     results = Results.load(run / "results.json")
-    broken = results.model_copy(
-        update={"peers": [results.peers[0].model_copy(update={"perplexity": float("inf")})]}
-    )
+    broken = results.model_copy(update={"peers": [results.peers[0].model_copy(update={"perplexity": float("inf")})]})
     (run / "results.json").write_text(broken.model_dump_json(), encoding="utf-8")
     assert "infinite" in show(run).output
     assert json.loads(show(run, "--json").output)["peers"][0]["perplexity"] == "Infinity"

@@ -38,18 +38,14 @@ if TYPE_CHECKING:
 )
 @model_argument
 @click.option("--prompt", metavar="TEXT", help="The prompt. Without it, standard input is read.")
-@click.option(
-    "--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the prompt from a file."
-)
+@click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the prompt from a file.")
 @plan_options
 @click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Stop after so many tokens.")
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Sample from the k most likely tokens.")
 @click.option("--top-p", type=float, help="Sample from the most likely tokens that have this probability.")
 @click.option("--seed", type=int, help="The same seed gives the same text.")
-@click.option(
-    "--raw", is_flag=True, help="Continue the prompt; do not put it into the model's chat template."
-)
+@click.option("--raw", is_flag=True, help="Continue the prompt; do not put it into the model's chat template.")
 @loading_options
 @json_option
 def command(

@@ -61,9 +61,7 @@ class JobDisplay:
             )
 
     def _render(self) -> Group:
-        table = Table(
-            "stages", "predicted speedup", "calibration perplexity", "plan", title="The search so far"
-        )
+        table = Table("stages", "predicted speedup", "calibration perplexity", "plan", title="The search so far")
         for column in table.columns[:3]:
             column.justify = "right"
         for step in self._steps:

@@ -39,9 +39,7 @@ AT_LEAST_1 = click.IntRange(1)
 @model_argument
 @plan_options
 @click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
-@click.option(
-    "--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt."
-)
+@click.option("--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt.")
 @click.option("--new-tokens", type=AT_LEAST_1, default=32, show_default=True, help="Tokens to decode then.")
 @click.option("--repeats", type=click.IntRange(3), default=5, show_default=True, help="Timed runs of each.")
 @click.option("--stages", is_flag=True, help="Also time each stage of a decode step.")

@@ -52,9 +52,7 @@ def _print(listed: dict[str, list[dict[str, Any]]]) -> None:
     click.echo("Families (model types; what they cannot do):")
     for family in listed["families"]:
         limits = "; ".join(f"not '{ability}': {reason}" for ability, reason in family["cannot"].items())
-        click.echo(
-            f"  {family['name']} ({', '.join(family['model_types'])})" + (f"  {limits}" if limits else "")
-        )
+        click.echo(f"  {family['name']} ({', '.join(family['model_types'])})" + (f"  {limits}" if limits else ""))
     click.echo("\nEmbedded models:")
     for model in listed["embedded"]:
         click.echo(f"  {model['name']}  {model['description']}, {model['licence']}")

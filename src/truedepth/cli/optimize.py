@@ -28,22 +28,16 @@ from truedepth.search import MOVES, Move
 @click.option("--speedup", type=float, help="Reach this many times the decode speed of the unmodified model.")
 @click.option("--max-perplexity-ratio", type=float, help="Be as fast as this ratio of perplexities allows.")
 @click.option("--depth", type=int, help="Reach this number of stages.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for plan and report."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for plan and report.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--skip-only", is_flag=True, help="Only skip layers.")
 @click.option("--layers-parallel-only", is_flag=True, help="Only put layers side by side.")
 @click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
 @click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
-@click.option(
-    "--windows", metavar="C,V,R", default="2,4,8", show_default=True, help="Text windows a part reads."
-)
+@click.option("--windows", metavar="C,V,R", default="2,4,8", show_default=True, help="Text windows a part reads.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
-@click.option(
-    "--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file."
-)
+@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file.")
 @loading_options
 @json_option
 def command(

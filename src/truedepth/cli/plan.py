@@ -73,9 +73,7 @@ def command(ctx: click.Context, as_json: bool) -> None:
 def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
     """The subcommand of a method that needs only the number of layers."""
 
-    @click.option(
-        "--layers", type=click.IntRange(1, 10_000), metavar="N", help="The model's number of layers."
-    )
+    @click.option("--layers", type=click.IntRange(1, 10_000), metavar="N", help="The model's number of layers.")
     @click.option("--model", metavar="MODEL", help="The model itself, instead of --layers.")
     @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
     @_output_options
@@ -126,8 +124,7 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
         chosen = method(**parameters_of(method, values))
         if model is None or layers is not None:
             raise UsageError(
-                f"method '{method.name}' looks at how a model treats calibration text; "
-                "give --model instead of --layers"
+                f"method '{method.name}' looks at how a model treats calibration text; give --model instead of --layers"
             )
         from truedepth.evaluation.calibration import calibrate
         from truedepth.evaluation.texts import Sizes, default_texts, file_texts

@@ -29,9 +29,7 @@ _NOTATION = re.compile(r"[\d\s()|+-]+")
     )
 )
 @click.argument("target")
-@click.option(
-    "--layers", type=click.IntRange(min=1), metavar="N", help="Layers of the model, for a notation."
-)
+@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Layers of the model, for a notation.")
 @click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the file, else lp]")
 @click.option(
     "--prefill",
@@ -39,9 +37,7 @@ _NOTATION = re.compile(r"[\d\s()|+-]+")
     help="What the prompt runs.  [default: as in the file, else plan]",
 )
 @json_option
-def command(
-    target: str, layers: int | None, form: Form | None, prefill: Prefill | None, as_json: bool
-) -> None:
+def command(target: str, layers: int | None, form: Form | None, prefill: Prefill | None, as_json: bool) -> None:
     """Print and draw a plan or a finished run.
 
     TARGET is a finished run's folder, a plan.yaml, or a plan's notation.
@@ -68,9 +64,7 @@ def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Pref
         if not Path(target).exists():
             if _NOTATION.fullmatch(target):
                 raise UsageError(f"'{target}' is a notation; say for how many layers, such as --layers 32")
-            raise PlanError(
-                f"there is no '{target}'; give a finished run's folder, a plan.yaml, or a notation"
-            )
+            raise PlanError(f"there is no '{target}'; give a finished run's folder, a plan.yaml, or a notation")
         layers = load_plan(target).num_layers
     return resolve_plan(target, layers, form, prefill)
 
