@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache, cache_utils
 
+from truedepth.errors import UnsupportedModelError
 from truedepth.models.rewire import apply, mark_decoding, restore
 from truedepth.plan import DepthPlan
 
 TOLERANCE = 1e-5
 NUM_LAYERS = 6
 
-PLANS = ["1-5", "0 (1|2) 4 5", "5 3 0 (1|4)", "0 (1+2) 5"]
-"""Without the first layer, with a group, in another order, merged."""
+PLANS = ["1-5", "0 (1|2) 4 5", "5 3 0 (1|4)"]
+"""Without the first layer, with a group, in another order."""
 
 
 def plan_of(notation: str, prefill: Any = "plan", form: Any = "lp") -> DepthPlan:
@@ -25,8 +26,6 @@ def plan_of(notation: str, prefill: Any = "plan", form: Any = "lp") -> DepthPlan
 
 
 def applied(model: Any, plan: DepthPlan, **options: Any) -> Any:
-    if model.config.model_type in ("mixtral", "qwen3_moe") and "+" in plan.notation:
-        pytest.skip("refused, see test_rewire_refusals")
     model.generation_config.eos_token_id = None
     return apply(model, plan, **options)
 
@@ -50,14 +49,29 @@ def largest_error(first: Tensor, second: Tensor) -> float:
 # Cached against uncached
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "dynamic without config", "static"])
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize("notation", PLANS)
 @torch.inference_mode()
-def test_cached_equals_uncached(
-    family_name: str, notation: str, kind: str, tiny_model: Any, token_ids: Any
-) -> None:
+def test_cached_equals_uncached(family_name: str, notation: str, kind: str, tiny_model: Any, token_ids: Any) -> None:
     """Over a prompt, several tokens at once, and single tokens; past the sliding windows of 8 and 12."""
     model, ids = applied(tiny_model(family_name), plan_of(notation)), token_ids(2, 20)
+    expected = model(ids, use_cache=False).logits
+    assert largest_error(in_pieces(model, ids, [5, 9], new_cache(kind, model)), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "notation", "kind"),
+    [
+        ("llama", "1-5", "dynamic without config"),
+        ("gemma2", "(1|2) 5", "dynamic without config"),
+        ("mistral", "0 (1+2) 5", "dynamic"),
+        ("gemma3", "(1+2) (4+5)", "static"),
+    ],
+)
+@torch.inference_mode()
+def test_cached_equals_uncached_elsewhere(name: str, notation: str, kind: str, tiny_model: Any, token_ids: Any) -> None:
+    """Caches that know nothing of windows, and merged layers."""
+    model, ids = applied(tiny_model(name), plan_of(notation)), token_ids(2, 20)
     expected = model(ids, use_cache=False).logits
     assert largest_error(in_pieces(model, ids, [5, 9], new_cache(kind, model)), expected) <= TOLERANCE
 
@@ -123,9 +137,7 @@ def beam_searched(model: Any, ids: Tensor, steps: int, beams: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
 @pytest.mark.parametrize(("name", "notation"), [("llama", "1-5"), ("gemma3", "0 (1|2) 4 5"), ("mistral", "2 5 4")])
 @torch.inference_mode()
-def test_generate_equals_decoding_by_hand(
-    name: str, notation: str, kind: str, tiny_model: Any, token_ids: Any
-) -> None:
+def test_generate_equals_decoding_by_hand(name: str, notation: str, kind: str, tiny_model: Any, token_ids: Any) -> None:
     model, ids = applied(tiny_model(name), plan_of(notation)), token_ids(2, 9)
     options = {"max_new_tokens": 8, "cache_implementation": kind}
     assert torch.equal(model.generate(ids, do_sample=False, **options), continued(model, ids, 8, greedy))
@@ -280,6 +292,16 @@ def test_skipped_caches_are_freed_at_the_first_decode_step(
 
 
 @torch.inference_mode()
+def test_static_cache_allocates_nothing_for_skipped_layers(tiny_model: Any, token_ids: Any) -> None:
+    model = applied(tiny_model("llama"), plan_of("1 (3|4)"))
+    cache = new_cache("static", model, length=20)
+    in_pieces(model, token_ids(1, 12), [10], cache)
+    sizes = [bytes_of(cache, layer) for layer in range(NUM_LAYERS)]
+    used = 2 * 20 * 16 * 4  # keys and values, 20 places, 2 heads of 8, float32
+    assert sizes == [2 * 20 * 4, used, 0, used, used, 0]
+
+
+@torch.inference_mode()
 def test_skipped_caches_are_kept_unless_asked(tiny_model: Any, token_ids: Any) -> None:
     model = applied(tiny_model("llama"), plan_of("0 5", "full"))
     cache, ids = new_cache("dynamic", model), token_ids(1, 12)
@@ -289,19 +311,42 @@ def test_skipped_caches_are_kept_unless_asked(tiny_model: Any, token_ids: Any) -
 
 @pytest.mark.parametrize("free", [False, True])
 @pytest.mark.parametrize("prefill", ["plan", "full"])
-@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("llama", "dynamic without config"), ("mistral", "dynamic"), ("gemma3", "dynamic")]
+)
 @torch.inference_mode()
-def test_cache_can_be_cropped(name: str, prefill: Any, free: bool, tiny_model: Any, token_ids: Any) -> None:
-    """Rejected tokens are taken back, as speculative decoding does."""
+def test_cache_can_be_cropped(name: str, kind: str, prefill: Any, free: bool, tiny_model: Any, token_ids: Any) -> None:
+    """Rejected tokens are taken back, as speculative decoding does; those of the prompt as well."""
     model = applied(tiny_model(name), plan_of("1 (3|4)", prefill), free_skipped_cache=free)
-    ids, cache = token_ids(2, 16), DynamicCache(config=model.config)
-    cache.activate_past_recording()
-    in_pieces(model, ids[:, :10], [6], cache)
-    model(token_ids(2, 4, seed=9), past_key_values=cache)
-    cache.crop(-4)
-    assert cache.get_seq_length() == 10
-    expected = in_pieces(model, ids, [6], DynamicCache(config=model.config))
-    assert largest_error(in_pieces(model, ids[:, 10:], [6], cache), expected[:, 10:]) <= TOLERANCE
+    ids = token_ids(2, 16)
+    expected = in_pieces(model, ids, [6], new_cache(kind, model))
+    for prompt, decoded in ((6, 4), (6, 0)):
+        cache, seen = new_cache(kind, model), prompt + decoded
+        cache.activate_past_recording()
+        if decoded:
+            in_pieces(model, ids[:, :seen], [prompt], cache)
+            model(token_ids(2, 3, seed=9), past_key_values=cache)
+        else:
+            model(torch.cat([ids[:, :seen], token_ids(2, 3, seed=9)], 1), past_key_values=cache)
+        cache.crop(-3)
+        assert cache.get_seq_length() == seen
+        torch.testing.assert_close(in_pieces(model, ids[:, seen:], [], cache), expected[:, seen:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(cache_utils, "Fp8QuantizedLayer"), reason="no cache is quantized by torch alone")
+@pytest.mark.parametrize("prefill", ["plan", "full"])
+@torch.inference_mode()
+def test_quantized_cache(prefill: Any, tiny_model: Any, token_ids: Any) -> None:
+    """Close to the exact one, and refused where the first layer is skipped."""
+    model, ids = applied(tiny_model("llama"), plan_of("0 (3|4)", prefill)), token_ids(2, 12)
+    logits, exact = (
+        in_pieces(model, ids, [6], cache)
+        for cache in (QuantizedCache("fp8", model.config), DynamicCache(config=model.config))
+    )
+    assert largest_error(logits, exact) < 0.2 * float(exact.std())
+    apply(model, plan_of("1 3", prefill))
+    with pytest.raises(UnsupportedModelError, match="the plan skips layer 0, whose entry in a quantized cache"):
+        in_pieces(model, ids, [6], QuantizedCache("fp8", model.config))
 
 
 @torch.inference_mode()

@@ -12,6 +12,8 @@ from truedepth.errors import UnsupportedModelError
 from truedepth.models.rewire import applied_plan, apply, restore
 from truedepth.plan import DepthPlan
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
 NUM_LAYERS = 6
 
 
@@ -170,16 +172,19 @@ def test_trainer(notation: str, checkpointing: bool, tiny_model: Any, token_ids:
 # lm-eval
 
 
+SPECIAL = ("<pad>", "<s>", "</s>")
+"""The tokens 0, 1 and 2; token 3 is the word `w3`."""
+
+
 def word_tokenizer() -> Any:
-    """Words `w0` to `w63` are the ids 0 to 63."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({f"w{token}": token for token in range(64)}, unk_token="w63"))
+    names = [*SPECIAL, *(f"w{token}" for token in range(3, 64))]
+    tokenizer = Tokenizer(models.WordLevel({name: token for token, name in enumerate(names)}, unk_token="w63"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w63"
-    )
+    pad, bos, eos = SPECIAL
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=pad, bos_token=bos, eos_token=eos)
 
 
 @pytest.mark.parametrize("notation", ["1-5", "0 (1|2) 5"])
@@ -208,7 +213,7 @@ def test_lm_eval(notation: str, tiny_model: Any, token_ids: Any) -> None:
         assert score == pytest.approx(scores.sum().item(), abs=1e-4)
         assert is_greedy == (logits.argmax(-1).tolist() == answer)
 
-    options = {"until": ["w2"], "max_gen_toks": 4, "do_sample": False}
+    options = {"until": ["</s>"], "max_gen_toks": 4, "do_sample": False}
     asked = [Instance("generate_until", {}, (words(row), options), index) for index, row in enumerate(rows)]
     for row, text in zip(rows, evaluated.generate_until(asked), strict=True):
         ids = row
@@ -245,6 +250,17 @@ def test_offloaded_layers_can_be_skipped(tiny_model: Any, token_ids: Any) -> Non
     expected = apply(tiny_model("llama"), plan)(ids).logits
     accelerate.cpu_offload(model, torch.device("cpu"))
     assert torch.equal(apply(model, plan)(ids).logits, expected)
+
+
+@pytest.mark.parametrize("notation", ["1 4", "0 (1|2) 5"])
+@torch.inference_mode()
+def test_hooks_put_on_under_a_plan(notation: str, tiny_model: Any, token_ids: Any) -> None:
+    """They keep the forward that they found; it must still be there after `restore`."""
+    model, ids = tiny_model("llama"), token_ids(2, 12)
+    base = model(ids).logits
+    expected = apply(model, plan_of(notation))(ids).logits
+    assert torch.equal(dispatched(model)(ids).logits, expected)
+    assert torch.equal(restore(model)(ids).logits, base)
 
 
 @pytest.mark.parametrize("notation", ["0 (1|2) 3", "0 (1+2) 3"])

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, QuantizedCache
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
@@ -37,6 +37,9 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 _BY_ATTENTION_TYPE = ("attention_mask", "position_embeddings")
 """Those inputs of a decoder layer that depend on its attention type (full, sliding)."""
+
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
+"""The entries of a dynamic cache."""
 
 
 @dataclass
@@ -72,9 +75,7 @@ class _SlottedLayer(nn.Module):
     def __call__(self, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
         slot = self._truedepth_slot
         applied = slot.applied
-        if applied.plan.prefill == "full" and not _decoding(
-            slot, hidden_states, inputs.get("past_key_values")
-        ):
+        if applied.plan.prefill == "full" and not _decoding(slot, hidden_states, inputs.get("past_key_values")):
             return super().__call__(hidden_states, *args, **inputs)
         if slot.lends:
             kind = applied.types[slot.index]
@@ -90,12 +91,6 @@ class _SlottedLayer(nn.Module):
     def _truedepth_call(self, hidden_states: Tensor, **inputs: Any) -> Any:
         """Call the layer as without a plan: with its hooks and gradient checkpointing."""
         return super().__call__(hidden_states, **inputs)
-
-    def forward(self, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
-        group: Callable[[Tensor, LayerInputs], Tensor] | None = inputs.pop("truedepth_group", None)
-        if group is None:
-            return super().forward(hidden_states, *args, **inputs)
-        return group(hidden_states, inputs)
 
 
 def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -> ModelT:
@@ -162,8 +157,15 @@ def mark_decoding(cache: Cache) -> None:
 
 @functools.cache
 def _slotted(layer_class: type[nn.Module]) -> type[nn.Module]:
-    # The same name: device maps and sharding policies find decoder layers by it.
-    return type(layer_class.__name__, (_SlottedLayer, layer_class), {})
+    """The class of a layer with a slot. Device maps and sharding policies find decoder layers by their name."""
+
+    def forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
+        group: Callable[[Tensor, LayerInputs], Tensor] | None = inputs.pop("truedepth_group", None)
+        if group is None:  # not by super(): hooks put on under a plan keep this method beyond `restore`
+            return layer_class.forward(layer, hidden_states, *args, **inputs)
+        return group(hidden_states, inputs)
+
+    return type(layer_class.__name__, (_SlottedLayer, layer_class), {"forward": forward})
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -183,8 +185,7 @@ def _family_and_layers(core: Any) -> tuple[Family, list[nn.Module]]:
         return family, family.decoder_layers(core)
     except AttributeError:
         raise UnsupportedModelError(
-            f"a {kind} is not a causal language model: it has no '{family.layers}'; load it with "
-            "AutoModelForCausalLM"
+            f"a {kind} is not a causal language model: it has no '{family.layers}'; load it with AutoModelForCausalLM"
         ) from None
 
 
@@ -222,9 +223,7 @@ def _require_plain_weights(stage: Stage, core: Any, layers: Sequence[nn.Module])
     elif any(hasattr(module, "base_layer") for module in modules):  # as PEFT wraps what it adapts
         problem = "have adapters on them; merge those into the weights first, with merge_and_unload()"
     if problem is not None:
-        raise UnsupportedModelError(
-            f"stage '{stage}' takes the mean of its layers' weights, but they {problem}"
-        )
+        raise UnsupportedModelError(f"stage '{stage}' takes the mean of its layers' weights, but they {problem}")
 
 
 def _slots(applied: _Applied) -> list[_Slot]:
@@ -313,11 +312,15 @@ def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
         return
     if slot.applied.free_skipped_cache:
         _free(slot, cache)
-    entry = _entry(cache, slot.index)
     if slot.measures_cache:
+        if isinstance(cache, QuantizedCache):
+            raise UnsupportedModelError(
+                f"the plan skips layer {slot.index}, whose entry in a quantized cache cannot be kept true to "
+                "length; use a dynamic or static cache, or keep that layer"
+            )
         _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1))
-    elif isinstance(entry, DynamicSlidingWindowLayer) and not entry.is_initialized:
-        # `crop` fails on an entry of this kind that was never written.
+    elif _never_written(_entry(cache, slot.index)):
+        # Without tokens, but of some shape: `crop` fails on an entry without one.
         _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, 0, 1))
 
 
@@ -326,10 +329,14 @@ def _entry(cache: Cache, index: int) -> Any:
     return cache.layers[index] if index < len(cache.layers) else None
 
 
+def _never_written(entry: Any) -> bool:
+    return entry is None or (type(entry) in _GROWING and not entry.is_initialized)
+
+
 def _free(slot: _Slot, cache: Cache) -> None:
     """Drop what prefill wrote for a layer that decoding skips, keeping its length where it is asked for."""
     entry = _entry(cache, slot.index)
-    if not isinstance(entry, DynamicLayer) or entry.keys is None or entry.keys.shape[-1] == 1:
+    if type(entry) not in _GROWING or entry.keys is None or entry.keys.shape[-1] == 1:
         return
     marker = entry.keys.new_zeros(entry.keys.shape[0], 1, entry.get_seq_length(), 1)
     entry.reset()
@@ -347,7 +354,5 @@ def _lengthen(slot: _Slot, cache: Cache, marker: Tensor) -> None:
     keys = values = marker
     if entry is not None and entry.keys is not None:
         batch, _, new, _ = marker.shape
-        keys, values = (
-            held.new_zeros(batch, held.shape[1], new, held.shape[3]) for held in (entry.keys, entry.values)
-        )
+        keys, values = (held.new_zeros(batch, held.shape[1], new, held.shape[3]) for held in (entry.keys, entry.values))
     cache.update(keys, values, slot.index)

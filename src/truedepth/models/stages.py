@@ -59,17 +59,14 @@ def run_group(
     Returns:
         y, (B, T, D).
     """
-    attended = [
-        attention_output(layer, family, hidden, given) for layer, given in zip(layers, inputs, strict=True)
-    ]
+    attended = [attention_output(layer, family, hidden, given) for layer, given in zip(layers, inputs, strict=True)]
     if form == "lp":
         for output in attended:
             hidden = hidden + output  # u, (B, T, D)
         branches = [ffn_output(layer, family, hidden) for layer in layers]
     else:
         branches = [
-            output + ffn_output(layer, family, hidden + output)
-            for layer, output in zip(layers, attended, strict=True)
+            output + ffn_output(layer, family, hidden + output) for layer, output in zip(layers, attended, strict=True)
         ]
     for branch in branches:
         hidden = hidden + branch
