@@ -14,7 +14,7 @@ from truedepth import __version__
 from truedepth.errors import SearchError
 from truedepth.evaluation.calibration import Calibration, calibrate, key_of
 from truedepth.evaluation.quality import Quality, compare_quality
-from truedepth.evaluation.texts import Sizes, Texts, default_texts, file_texts
+from truedepth.evaluation.texts import Sizes, Texts, read_texts
 from truedepth.families import family_of
 from truedepth.files import prepare_output, write_atomic
 from truedepth.journal import Journal
@@ -141,9 +141,7 @@ class Job:
     @cached_property
     def _texts(self) -> Texts:
         sizes = Sizes(**self.recipe.windows.model_dump())
-        if self.recipe.text is not None:
-            return file_texts(self.recipe.text, self.loaded.tokenizer, sizes)
-        return default_texts(self.loaded.tokenizer, sizes, self.recipe.seed)
+        return read_texts(self.recipe.text, self.loaded.tokenizer, sizes, self.recipe.seed)
 
     @cached_property
     def evidence(self) -> Calibration:

@@ -17,36 +17,30 @@ from truedepth.measuring import bandwidth
 FEW = ["--prompt-tokens", "3", "--new-tokens", "2", "--repeats", "3"]
 
 
-@pytest.fixture(scope="module")
-def model_folder(tiny_model: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny llama of six layers with a tokenizer of single letters."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("tiny")
-    tiny_model("llama").save_pretrained(folder)
-    words = {word: index for index, word in enumerate(["<pad>", "<s>", "</s>", *"abcdefgh"])}
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")),
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-    )
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def measure(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def measure(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run the command on the tiny model, with a short bandwidth probe."""
     monkeypatch.setattr(bandwidth, "_CPU_BYTES", 4096)
     monkeypatch.setattr(bandwidth, "_SECONDS", 0.0)
 
     def run(*options: str) -> Result:
-        arguments = [str(model_folder), *FEW, *options]
+        arguments = [str(tiny_folder), *FEW, *options]
         return CliRunner().invoke(command, arguments, env={"COLUMNS": "100"})
 
     return run
+
+
+def test_quality_is_judged_on_a_text(measure: Callable[..., Result], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("a b c d e f g h " * 1000, encoding="utf-8")
+    result = measure("--plan", "0 1 (2|3) 5", "--text", str(text), "--json")
+    plans = json.loads(result.stdout)["plans"]
+    assert plans["unmodified"]["quality"]["kl"] == 0
+    assert plans["plan"]["quality"]["kl"] > 0
+    assert plans["plan"]["quality"]["perplexity"] != plans["unmodified"]["quality"]["perplexity"]
+    table = measure("--plan", "0 1 (2|3) 5", "--text", str(text)).stdout
+    assert "perplexity" in table
+    assert "same most likely token" in table
 
 
 def test_table(measure: Callable[..., Result]) -> None:
@@ -58,10 +52,10 @@ def test_table(measure: Callable[..., Result]) -> None:
     assert "stage (2|3)" not in result.stdout
 
 
-def test_json(measure: Callable[..., Result], model_folder: Path) -> None:
+def test_json(measure: Callable[..., Result], tiny_folder: Path) -> None:
     result = measure("--plan", "0 1 (2|3) 5", "--form", "par", "--json")
     data = json.loads(result.stdout)
-    assert data["model"] == str(model_folder)
+    assert data["model"] == str(tiny_folder)
     assert (data["prompt_tokens"], data["new_tokens"], data["batch"], data["repeats"]) == (3, 2, 1, 3)
     assert list(data["plans"]) == ["unmodified", "plan"]
     plan = data["plans"]["plan"]

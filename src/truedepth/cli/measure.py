@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,8 +23,10 @@ from truedepth.plan import DepthPlan, Form, Prefill
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from truedepth.evaluation.quality import Quality
     from truedepth.measuring.measurement import Measurement
     from truedepth.measuring.speed import Spread
+    from truedepth.models.load import LoadedModel
 
 UNMODIFIED = "unmodified"
 AT_LEAST_1 = click.IntRange(1)
@@ -31,7 +35,8 @@ AT_LEAST_1 = click.IntRange(1)
 @click.command(
     epilog=examples(
         "truedepth measure smollm2-135m",
-        "truedepth measure smollm2-135m --plan run",
+        "truedepth measure smollm2-135m --plan run --quality",
+        "truedepth measure smollm2-135m --plan run --text my.txt",
         "truedepth measure smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --form par --stages",
         "truedepth measure ./checkpoint --plan plan.yaml --batch 8 --prompt-tokens 512 --json",
     )
@@ -43,6 +48,13 @@ AT_LEAST_1 = click.IntRange(1)
 @click.option("--new-tokens", type=AT_LEAST_1, default=32, show_default=True, help="Tokens to decode then.")
 @click.option("--repeats", type=click.IntRange(3), default=5, show_default=True, help="Timed runs of each.")
 @click.option("--stages", is_flag=True, help="Also time each stage of a decode step.")
+@click.option("--quality", is_flag=True, help="Also judge perplexity, KL divergence and agreement.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Judge quality on this text (UTF-8).  [default: Python's own documentation and source]",
+)
 @loading_options
 @json_option
 def command(
@@ -55,10 +67,12 @@ def command(
     new_tokens: int,
     repeats: int,
     stages: bool,
+    quality: bool,
+    text: Path | None,
     as_json: bool,
     **loading: Any,
 ) -> None:
-    """Time a model under a plan, in turns with the unmodified model.
+    """Time a model under a plan, in turns with the unmodified model, and judge its quality if asked.
 
     Prints the medians of all runs, how the two compare run by run, and how much of the memory's bandwidth
     decoding uses: every new token reads all weights, so at 100 % only a smaller or shallower model is faster.
@@ -85,13 +99,45 @@ def command(
         stages=stages,
         progress=terminal,
     )
+    qualities = _qualities(loaded, plans, text) if quality or text is not None else {}
     if as_json:
-        print_json({"model": loaded.name, **measurement.to_dict()})
+        report = {"model": loaded.name, **measurement.to_dict()}
+        for name, own in qualities.items():
+            report["plans"][name]["quality"] = asdict(own)
+        print_json(report)
         return
     console = Console()
     console.print(_speed_table(loaded.name, measurement))
     for name in measurement.stages:
         console.print(_stage_table(name, measurement))
+    if qualities:
+        console.print(_quality_table(qualities))
+
+
+def _qualities(loaded: LoadedModel, plans: dict[str, DepthPlan], text: Path | None) -> dict[str, Quality]:
+    """What each plan does to the model, on text that no search has looked at."""
+    from truedepth.evaluation.quality import compare_quality
+    from truedepth.evaluation.texts import Sizes, read_texts
+    from truedepth.progress import terminal
+
+    report = read_texts(text, loaded.tokenizer, Sizes()).report
+    return compare_quality(loaded.model, plans, report, terminal)
+
+
+def _quality_table(qualities: dict[str, Quality]) -> Table:
+    """A column for each plan, a row for each figure."""
+    from rich.table import Table
+
+    from truedepth.report.wording import number, percent, perplexity
+
+    tokens = next(iter(qualities.values())).tokens
+    table = Table("", title="Quality against the unmodified model", caption=f"{tokens} scored tokens.")
+    for name in qualities:
+        table.add_column(name, justify="right")
+    table.add_row("perplexity", *(perplexity(own.perplexity) for own in qualities.values()))
+    table.add_row("KL divergence, nats", *(number(own.kl) for own in qualities.values()))
+    table.add_row("same most likely token", *(percent(own.agreement) for own in qualities.values()))
+    return table
 
 
 def _speed_table(model: str, measurement: Measurement) -> Table:

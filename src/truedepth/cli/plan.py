@@ -127,15 +127,11 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
                 f"method '{method.name}' looks at how a model treats calibration text; give --model instead of --layers"
             )
         from truedepth.evaluation.calibration import calibrate
-        from truedepth.evaluation.texts import Sizes, default_texts, file_texts
+        from truedepth.evaluation.texts import Sizes, read_texts
         from truedepth.progress import terminal
 
         loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        texts = (
-            file_texts(text, loaded.tokenizer, Sizes())
-            if text is not None
-            else default_texts(loaded.tokenizer, Sizes())
-        )
+        texts = read_texts(text, loaded.tokenizer, Sizes())
         plan = chosen.plan(calibrate(loaded.model, texts.calibration, terminal))
         _finish(chosen, plan, output, as_json)
 

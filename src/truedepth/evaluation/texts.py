@@ -30,7 +30,8 @@ difflib doctest enum filecmp fractions functools gettext glob gzip hashlib heapq
 inspect
 ipaddress json/decoder locale logging/__init__ logging/handlers mailbox mimetypes netrc ntpath numbers optparse os
 pathlib
-pdb pickle pickletools platform plistlib poplib posixpath pprint profile pstats queue random selectors shelve shlex shutil
+pdb pickle pickletools platform plistlib poplib posixpath pprint profile pstats queue random selectors shelve shlex
+shutil
 smtplib socket socketserver ssl statistics string subprocess tarfile tempfile textwrap threading timeit tokenize trace
 traceback turtle types typing unittest/case unittest/mock urllib/parse urllib/request uuid warnings weakref webbrowser
 zipfile
@@ -62,6 +63,13 @@ class Sizes:
 
     def __iter__(self) -> Iterator[int]:
         return iter((self.calibration, self.validation, self.report))
+
+
+def read_texts(path: Path | None, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 0) -> Texts:
+    """The text of a user's file, or the default where there is none. See `file_texts` and `default_texts`."""
+    if path is not None:
+        return file_texts(path, tokenizer, sizes)
+    return default_texts(tokenizer, sizes, seed)
 
 
 def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 0) -> Texts:
