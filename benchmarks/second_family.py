@@ -24,7 +24,7 @@ def main(model: Path) -> None:
     recipe = Recipe(model=str(model), target="speedup", value=1.25)
     with tempfile.TemporaryDirectory() as folder, JobDisplay() as display:
         results = optimize(recipe, Path(folder), progress=display.progress, on_step=display.on_step)
-    record = json.loads(results.model_dump_json())
+    record = results.to_dict()
     record["model"]["name"] = NAME  # the path says nothing to others
     RECORD.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 

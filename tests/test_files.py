@@ -11,8 +11,20 @@ import pytest
 from truedepth.errors import OutputError
 from truedepth.files import prepare_output, write_atomic
 
-# The superuser may write to a read-only folder.
-needs_permissions = pytest.mark.skipif(os.geteuid() == 0, reason="file permissions do not bind this user")
+
+def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Let the creation of files fail, as in a read-only folder: permissions would not bind the superuser."""
+
+    def refused(path: Path, *_: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    monkeypatch.setattr(Path, "write_bytes", refused)
+
+
+READ_ONLY = pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.EACCES, "you may not write there"), (errno.EROFS, "the file system is read-only")]
+)
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
@@ -72,10 +84,10 @@ class TestWriteAtomic:
         with pytest.raises(OutputError, match="is a file, not a folder"):
             write_atomic(tmp_path / "file" / "a", "x")
 
-    @needs_permissions
-    def test_read_only_folder(self, tmp_path: Path) -> None:
-        tmp_path.chmod(0o500)
-        with pytest.raises(OutputError, match="you may not write there"):
+    @READ_ONLY
+    def test_read_only_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
+        refuse(monkeypatch, code)
+        with pytest.raises(OutputError, match=remedy):
             write_atomic(tmp_path / "a", "x")
 
 
@@ -112,10 +124,10 @@ class TestPrepareOutput:
         with pytest.raises(OutputError, match="is a file, not a folder"):
             prepare_output(tmp_path / "file" / "run")
 
-    @needs_permissions
-    def test_read_only_folder(self, tmp_path: Path) -> None:
-        tmp_path.chmod(0o500)
-        with pytest.raises(OutputError, match="you may not write there"):
+    @READ_ONLY
+    def test_read_only_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str) -> None:
+        refuse(monkeypatch, code)
+        with pytest.raises(OutputError, match=remedy):
             prepare_output(tmp_path)
 
     @pytest.mark.parametrize(

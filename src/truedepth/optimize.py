@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from math import exp, isfinite
+from math import exp, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ _MISS = 0.97
 """A measured speedup below this share of the target makes the search go deeper."""
 
 _ATTEMPTS = 3
-"""How often the search goes deeper at the most."""
+"""How often the job searches at the most."""
 
 
 def optimize(
@@ -122,17 +122,17 @@ class Job:
     on_step: Callable[[Step], None]
 
     def run(self) -> Results:
-        """Search, pick the winner, and go deeper where its measured speedup misses the target."""
+        """Walk, begin again from the best plan known, and go deeper where the measured speedup misses the target."""
         target = self.target
         for _ in range(_ATTEMPTS):
-            path = self._search(target)
+            path = self._search("calibration", target).walk()
             peers = self._peers(path[-1].plan.effective_depth)
-            winner = self._winner(path, peers)
-            timing = self._timing(winner)
+            path += self._search("validation", target).improve(self._best(path, peers))
+            timing = self._timing(path[-1].plan)
             if target.kind != "speedup" or timing is None or timing["ratio"][0] >= _MISS * self.target.value:
                 break
-            target = replace(target, value=self._costs.speedup(winner) * self.target.value / timing["ratio"][0])
-        return self._results(path, peers, winner, timing)
+            target = replace(target, value=path[-1].speedup * self.target.value / timing["ratio"][0])
+        return self._results(path, peers, timing)
 
     @cached_property
     def _num_layers(self) -> int:
@@ -164,8 +164,9 @@ class Job:
         )
         return MeasuredCosts.from_dict(measured)
 
-    def _search(self, target: Target) -> list[Step]:
-        return Search(self.evidence, self._costs, target, self.recipe.moves, self.on_step).run()
+    def _search(self, text: str, target: Target) -> Search:
+        evidence = self.evidence if text == "calibration" else self._validation
+        return Search(evidence, self._costs, target, self.recipe.moves, self.on_step, text)
 
     def _peers(self, depth: int) -> dict[str, DepthPlan]:
         """The plan of each published method at a depth, where it has one."""
@@ -181,28 +182,25 @@ class Job:
                 plans[name] = method.plan(self._num_layers)
         return plans
 
-    def _winner(self, path: list[Step], peers: dict[str, DepthPlan]) -> DepthPlan:
-        """Of all plans that meet the target, the one with the least loss on validation text.
-
-        The search has only seen calibration text, which it may have fitted too closely; and where a published
-        method found the better plan, that is the answer.
+    def _best(self, path: list[Step], peers: dict[str, DepthPlan]) -> DepthPlan:
+        """Of the walk's plans and the published methods' that meet the target, the one of least validation loss.
 
         Raises:
             SearchError: no plan stays within the perplexity ratio on validation text.
         """
         rivals = [replace(plan, prefill="plan") for plan in peers.values()]
         plans = [step.plan for step in path[1:]] + [plan for plan in rivals if self._is_allowed(plan)]
-        losses = self._validation_losses([path[0].plan, *plans])
-        base, judged = losses[0], list(zip(plans, losses[1:], strict=True))
+        base, *losses = self._validation.losses([path[0].plan, *plans])
+        judged = list(zip(plans, losses, strict=True))
         if self.target.kind == "max_perplexity_ratio":
             fitting = [plan for plan, loss in judged if exp(loss - base) <= self.target.value]
             if not fitting:
                 raise SearchError(
                     f"no plan keeps the perplexity within {self.target.value:g} times the model's own; the smallest "
-                    f"ratio found is {exp(min(losses[1:]) - base):.3f}. Allow a larger ratio"
+                    f"ratio found is {exp(min(losses) - base):.3f}. Allow a larger ratio"
                 )
             return max(fitting, key=self._costs.speedup)
-        enough = [(plan, loss) for plan, loss in judged if self._is_enough(plan, path[-1])]
+        enough = [(plan, loss) for plan, loss in judged if isfinite(loss) and self._is_enough(plan, path[-1])]
         return min(enough, key=lambda pair: pair[1])[0]
 
     def _is_allowed(self, plan: DepthPlan) -> bool:
@@ -212,10 +210,7 @@ class Job:
     def _is_enough(self, plan: DepthPlan, found: Step) -> bool:
         if self.target.kind == "depth":
             return plan.effective_depth <= self.target.value
-        return self._costs.speedup(plan) >= min(found.speedup, self.target.value)
-
-    def _validation_losses(self, plans: list[DepthPlan]) -> list[float]:
-        return self._validation.losses(plans)
+        return self._costs.speedup(plan) >= found.speedup or isclose(self._costs.speedup(plan), found.speedup)
 
     @cached_property
     def _validation(self) -> Calibration:
@@ -262,14 +257,13 @@ class Job:
                 self.journal.note("report", key, known[key])
         return {name: Quality(**known[key]) for name, key in keys.items()}
 
-    def _results(
-        self, path: list[Step], peers: dict[str, DepthPlan], plan: DepthPlan, timing: dict[str, Any] | None
-    ) -> Results:
+    def _results(self, path: list[Step], peers: dict[str, DepthPlan], timing: dict[str, Any] | None) -> Results:
+        plan = path[-1].plan
         qualities = self._quality({"base": path[0].plan, "plan": plan, **peers})
         quality = qualities["plan"]
         median, low, high = timing["ratio"] if timing else (None, None, None)
         by_target = self.target.value if self.target.kind == "speedup" else None
-        validation = self._validation_losses([step.plan for step in path])
+        validation = self._validation.losses([step.plan for step in path])
         return Results(
             truedepth_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

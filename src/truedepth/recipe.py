@@ -19,9 +19,9 @@ class Windows(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    calibration: int = Field(default=2, ge=1, description="what methods and search look at")
-    validation: int = Field(default=4, ge=1, description="what the winner is picked on")
-    report: int = Field(default=8, ge=1, description="what the published figures come from")
+    calibration: int = Field(default=3, ge=1, description="what methods and search look at")
+    validation: int = Field(default=6, ge=1, description="what the winner is picked and improved on")
+    report: int = Field(default=12, ge=1, description="what the published figures come from")
 
 
 class Recipe(BaseModel):

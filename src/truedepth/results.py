@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -159,6 +159,11 @@ class Results(_Record):
     frontier: list[FrontierPoint]
     influence: list[float] = Field(description="block influence 1 - cos(x_l, x_{l+1}) of each layer")
     text: TextRecord
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, as in the file; infinities are strings there."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json())
+        return plain
 
     @classmethod
     def load(cls, path: Path) -> Results:

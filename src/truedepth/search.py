@@ -2,10 +2,10 @@
 
 Every move makes a plan shorter by one stage: a layer is skipped, or two neighbouring stages go side by side (which
 pairs two layers, or widens a group). The search first takes, again and again, the move that costs the least loss for
-the time that it saves. It then goes back: it undoes a change, makes up for the time in the best other way, and keeps
-the result where the loss is lower.
+the time that it saves. With skipping as the only move, this walk is the greedy removal of SLEB (arXiv 2402.09025).
 
-With skipping as the only move, the first part is the greedy removal of SLEB (arXiv 2402.09025).
+A walk fits its text too closely and cannot take a move back. A plan is therefore improved on other text: a change is
+undone, the time is made up for in the best other way, and the result is kept where the loss is lower.
 """
 
 from __future__ import annotations
@@ -26,19 +26,26 @@ Move = Literal["skip", "lp", "par"]
 MOVES: tuple[Move, ...] = get_args(Move)
 
 _ROUNDS = 2
-"""How often the search goes back at the most."""
+"""How often a plan is improved at the most."""
 
 _RETRACED = 2
-"""How many of the ways to undo a change are followed up each time."""
+"""How many of the ways to undo a change are followed up each time: those of least loss."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A plan on the search's way, with its calibration loss (nats a token) and its speedup by the cost model."""
+    """A plan on the search's way.
+
+    Attributes:
+        loss: mean cross-entropy (nats a token) of the text that the search looked at.
+        speedup: by the cost model.
+        text: which text that was.
+    """
 
     plan: DepthPlan
     loss: float
     speedup: float
+    text: str
 
 
 @dataclass(frozen=True)
@@ -69,11 +76,12 @@ class Search:
     """A search with everything it looks at. Deterministic, given the losses and the costs.
 
     Attributes:
-        evidence: judges plans on calibration text.
+        evidence: judges plans on some text.
         costs: what a decode step takes.
         target: where to stop.
         moves: the moves that are allowed.
         on_step: told of each plan that is taken.
+        text: what the evidence's text is called.
     """
 
     evidence: Evidence
@@ -81,9 +89,10 @@ class Search:
     target: Target
     moves: Sequence[Move] = MOVES
     on_step: Callable[[Step], None] = lambda step: None
+    text: str = "calibration"
 
-    def run(self) -> list[Step]:
-        """Search until the target.
+    def walk(self) -> list[Step]:
+        """Take moves until the target.
 
         Returns:
             The plans taken, from the unmodified model on; the last one is the result.
@@ -93,7 +102,7 @@ class Search:
         """
         self._refuse_unreachable()
         full = DepthPlan.full(self.evidence.num_layers)
-        path = [Step(full, self.evidence.losses([full])[0], 1.0)]
+        path = [Step(full, self.evidence.losses([full])[0], 1.0, self.text)]
         self.on_step(path[0])
         while not self._reached(path[-1]):
             following = self._cheapest(path[-1])
@@ -101,9 +110,6 @@ class Search:
                 break
             path.append(following)
             self.on_step(following)
-        for better in self._go_back(path[-1]):
-            path.append(better)
-            self.on_step(better)
         return path
 
     def _reached(self, step: Step) -> bool:
@@ -127,7 +133,7 @@ class Search:
         """Plans with their figures, but for those whose loss is not a number (half precision can overflow)."""
         losses = self.evidence.losses(plans)
         return [
-            Step(plan, loss, self.costs.speedup(plan))
+            Step(plan, loss, self.costs.speedup(plan), self.text)
             for plan, loss in zip(plans, losses, strict=True)
             if math.isfinite(loss)
         ]
@@ -144,22 +150,30 @@ class Search:
 
         return min(self._judge(self._neighbours(current.plan)), key=price, default=None)
 
-    def _go_back(self, current: Step) -> Iterator[Step]:
-        """Plans of lower loss, found by undoing one change and making up for it by the best other one."""
+    def improve(self, plan: DepthPlan) -> list[Step]:
+        """Plans of lower and lower loss that still meet the target (or keep their speed where that is a ratio).
+
+        Args:
+            plan: where to begin; a plan that meets the target, with a finite loss.
+
+        Returns:
+            The plans taken, beginning with `plan`; the last one is the result.
+        """
+        path = self._judge([plan])
+        speedup = path[0].speedup if self.target.kind == "max_perplexity_ratio" else self.target.value
+
+        def is_enough(step: Step) -> bool:
+            return self.target.kind == "depth" or step.speedup >= speedup or math.isclose(step.speedup, speedup)
+
         for _ in range(_ROUNDS):
-            undone = sorted(self._judge(list(undo(current.plan))), key=lambda step: step.loss)[:_RETRACED]
-            plans = [plan for step in undone for plan in self._neighbours(step.plan)]
-            wanted = current.speedup if self.target.kind == "max_perplexity_ratio" else self.target.value
-            others = [
-                step
-                for step in self._judge(plans)
-                if self.target.kind == "depth" or step.speedup >= wanted or math.isclose(step.speedup, wanted)
-            ]
-            best = min(others, key=lambda step: step.loss, default=current)
-            if best.loss >= current.loss:
-                return
-            current = best
-            yield current
+            undone = sorted(self._judge(list(undo(path[-1].plan))), key=lambda step: step.loss)[:_RETRACED]
+            others = self._judge([other for step in undone for other in self._neighbours(step.plan)])
+            best = min(filter(is_enough, others), key=lambda step: step.loss, default=path[-1])
+            if best.loss >= path[-1].loss:
+                break
+            path.append(best)
+            self.on_step(best)
+        return path
 
     def _refuse_unreachable(self) -> None:
         layers = self.evidence.num_layers

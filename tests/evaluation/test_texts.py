@@ -34,13 +34,13 @@ def test_default_parts_have_the_sizes_asked_for_and_share_no_window(tokenizer: A
 def test_default_parts_share_no_paragraph_of_prose(tokenizer: Any) -> None:
     """The reference repeats whole sections under several topics, so that this does not hold by itself."""
     texts = default_texts(tokenizer, Sizes(calibration=150, validation=150, report=150))
-    paragraphs = []
+    lines = []
     for part in (texts.calibration, texts.validation, texts.report):
         prose = [tokenizer.decode(row) for row in part[::2]]
-        paragraphs.append({p for text in prose for p in text.split("\n\n")[1:-1] if len(p) > 30})
-    assert all(len(found) > 10 for found in paragraphs)
-    assert not paragraphs[0] & paragraphs[1]
-    assert not (paragraphs[0] | paragraphs[1]) & paragraphs[2]
+        lines.append({line for text in prose for line in text.split("\n")[1:-1] if len(line) > 40})
+    assert all(len(found) > 10 for found in lines)
+    assert not lines[0] & lines[1]
+    assert not (lines[0] | lines[1]) & lines[2]
 
 
 def test_the_seed_draws_other_calibration_but_never_other_report_text(tokenizer: Any) -> None:

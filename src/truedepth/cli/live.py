@@ -55,18 +55,18 @@ class JobDisplay:
             self._phase = ""
             self._console.print(
                 f"{step.plan.effective_depth} stages, predicted {step.speedup:.2f}x, "
-                f"calibration perplexity {exp(step.loss):.2f}: {step.plan}",
+                f"perplexity {exp(step.loss):.2f} on {step.text} text: {step.plan}",
                 soft_wrap=True,
                 highlight=False,
             )
 
     def _render(self) -> Group:
-        table = Table("stages", "predicted speedup", "calibration perplexity", "plan", title="The search so far")
+        table = Table("stages", "predicted speedup", "perplexity", "on text", "plan", title="The search so far")
         for column in table.columns[:3]:
             column.justify = "right"
         for step in self._steps:
             figures = (f"{step.plan.effective_depth}", f"{step.speedup:.2f}x", f"{exp(step.loss):.2f}")
-            table.add_row(*figures, str(step.plan))
+            table.add_row(*figures, step.text, str(step.plan))
         return Group(table, self._bars) if self._steps else Group(self._bars)
 
     @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from truedepth.search import MOVES, Move
 @click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
 @click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
-@click.option("--windows", metavar="C,V,R", default="2,4,8", show_default=True, help="Text windows a part reads.")
+@click.option("--windows", metavar="C,V,R", default="3,6,12", show_default=True, help="Text windows a part reads.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file.")
 @loading_options
@@ -61,7 +60,7 @@ def command(
     with JobDisplay() as display:
         results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
     if as_json:
-        print_json(json.loads(results.model_dump_json()))
+        print_json(results.to_dict())
         return
     console = Console()
     console.print(draw_plan(results.plan.to_plan()))
@@ -106,7 +105,7 @@ def _windows(text: str) -> Windows:
     counts = text.split(",")
     if len(counts) != 3 or not all(count.strip().isdigit() and int(count) > 0 for count in counts):
         raise UsageError(
-            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 2,4,8"
+            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 3,6,12"
         )
     calibration, validation, report = map(int, counts)
     return Windows(calibration=calibration, validation=validation, report=report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +51,7 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
         raise UsageError(f"{target} is a finished run; leave out --layers, --form and --prefill")
     results = Results.load(folder / RESULTS_FILE)
     if as_json:
-        print_json(json.loads(results.model_dump_json()))
+        print_json(results.to_dict())
     else:
         _show_run(results, folder)
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from truedepth.errors import TextError
 
-WINDOW = 256
+WINDOW = 128
 """Tokens of one window, the special token at its start (where the tokenizer has one) included."""
 
 PARTS = ("calibration", "validation", "report")
@@ -57,9 +57,9 @@ class Texts:
 class Sizes:
     """How many windows each part gets."""
 
-    calibration: int = 2
-    validation: int = 4
-    report: int = 8
+    calibration: int = 3
+    validation: int = 6
+    report: int = 12
 
     def __iter__(self) -> Iterator[int]:
         return iter((self.calibration, self.validation, self.report))

@@ -110,7 +110,7 @@ class MeasuredCosts:
         prompt_tokens: int = 64,
         new_tokens: int = 12,
         repeats: int = 9,
-        max_seconds: float | None = 60.0,
+        max_seconds: float | None = 20.0,
         progress: Progress = silent,
     ) -> MeasuredCosts:
         """Time the probes of `probe_plans`, interleaved, and fit the costs to them.
