@@ -127,7 +127,7 @@ class Job:
         for _ in range(_ATTEMPTS):
             path = self._search("calibration", target).walk()
             peers = self._peers(path[-1].plan.effective_depth)
-            path += self._search("validation", target).improve(self._best(path, peers))
+            path += self._search("validation", target).improve(self._best(path, peers), self.evidence)
             timing = self._timing(path[-1].plan)
             if target.kind != "speedup" or timing is None or timing["ratio"][0] >= _MISS * self.target.value:
                 break
@@ -145,11 +145,11 @@ class Job:
 
     @cached_property
     def evidence(self) -> Calibration:
-        """What the search and the methods look at."""
-        return self._calibrate("calibration")
+        """What the walk and the methods look at: hundreds of plans, so every second token."""
+        return self._calibrate("calibration", every=2)
 
-    def _calibrate(self, part: str) -> Calibration:
-        evidence = calibrate(self.loaded.model, getattr(self._texts, part), self.progress)
+    def _calibrate(self, part: str, every: int) -> Calibration:
+        evidence = calibrate(self.loaded.model, getattr(self._texts, part), self.progress, every=every)
         evidence.remembered = self.journal.of_kind(part)
         evidence.on_loss = lambda key, loss: self.journal.note(part, key, loss)
         return evidence
@@ -214,7 +214,8 @@ class Job:
 
     @cached_property
     def _validation(self) -> Calibration:
-        return self._calibrate("validation")
+        """What the winner is picked and improved on."""
+        return self._calibrate("validation", every=1)
 
     @cached_property
     def _bandwidth(self) -> float:

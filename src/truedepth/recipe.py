@@ -20,7 +20,7 @@ class Windows(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     calibration: int = Field(default=3, ge=1, description="what methods and search look at")
-    validation: int = Field(default=6, ge=1, description="what the winner is picked and improved on")
+    validation: int = Field(default=12, ge=1, description="what the winner is picked and improved on")
     report: int = Field(default=12, ge=1, description="what the published figures come from")
 
 

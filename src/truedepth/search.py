@@ -4,8 +4,9 @@ Every move makes a plan shorter by one stage: a layer is skipped, or two neighbo
 pairs two layers, or widens a group). The search first takes, again and again, the move that costs the least loss for
 the time that it saves. With skipping as the only move, this walk is the greedy removal of SLEB (arXiv 2402.09025).
 
-A walk fits its text too closely and cannot take a move back. A plan is therefore improved on other text: a change is
-undone, the time is made up for in the best other way, and the result is kept where the loss is lower.
+A walk fits its text too closely and cannot take a move back. A plan is therefore improved on other, longer text: a
+change is undone, other ways to make up for the time are proposed by the first text and judged by the second, and the
+best is kept where its loss is lower.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _ROUNDS = 2
 
 _RETRACED = 2
 """How many of the ways to undo a change are followed up each time: those of least loss."""
+
+_PROPOSED = 5
+"""How many of the ways on from there are judged."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,12 @@ class Search:
 
         return min(self._judge(self._neighbours(current.plan)), key=price, default=None)
 
-    def improve(self, plan: DepthPlan) -> list[Step]:
+    def improve(self, plan: DepthPlan, proposer: Evidence) -> list[Step]:
         """Plans of lower and lower loss that still meet the target (or keep their speed where that is a ratio).
 
         Args:
             plan: where to begin; a plan that meets the target, with a finite loss.
+            proposer: cheaper evidence, which says what is worth judging.
 
         Returns:
             The plans taken, beginning with `plan`; the last one is the result.
@@ -167,13 +172,20 @@ class Search:
 
         for _ in range(_ROUNDS):
             undone = sorted(self._judge(list(undo(path[-1].plan))), key=lambda step: step.loss)[:_RETRACED]
-            others = self._judge([other for step in undone for other in self._neighbours(step.plan)])
+            others = self._judge([other for step in undone for other in self._propose(step.plan, proposer)])
             best = min(filter(is_enough, others), key=lambda step: step.loss, default=path[-1])
             if best.loss >= path[-1].loss:
                 break
             path.append(best)
             self.on_step(best)
         return path
+
+    def _propose(self, plan: DepthPlan, proposer: Evidence) -> list[DepthPlan]:
+        """The neighbours of a plan that lose least by the proposer's evidence."""
+        plans = self._neighbours(plan)
+        losses = proposer.losses(plans)
+        finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
+        return [plans[index] for index in sorted(finite, key=losses.__getitem__)[:_PROPOSED]]
 
     def _refuse_unreachable(self) -> None:
         layers = self.evidence.num_layers

@@ -34,7 +34,7 @@ from truedepth.search import MOVES, Move
 @click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
 @click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
-@click.option("--windows", metavar="C,V,R", default="3,6,12", show_default=True, help="Text windows a part reads.")
+@click.option("--windows", metavar="C,V,R", default="3,12,12", show_default=True, help="Text windows a part reads.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file.")
 @loading_options
@@ -105,7 +105,7 @@ def _windows(text: str) -> Windows:
     counts = text.split(",")
     if len(counts) != 3 or not all(count.strip().isdigit() and int(count) > 0 for count in counts):
         raise UsageError(
-            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 3,6,12"
+            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 3,12,12"
         )
     calibration, validation, report = map(int, counts)
     return Windows(calibration=calibration, validation=validation, report=report)

@@ -25,10 +25,6 @@ from truedepth.models.stages import LayerInputs, run_group, to_logits
 from truedepth.plan import DepthPlan, Form, Stage
 from truedepth.progress import Progress, silent
 
-_SCORED = slice(CONTEXT, -1, 2)
-"""The positions of a window whose next token is scored. Every second one: for small models the LM head is as dear as
-a third of all layers, and neighbouring tokens say much the same about a plan."""
-
 
 @dataclass
 class Calibration:
@@ -39,6 +35,8 @@ class Calibration:
         windows: the text, (N, T) int64 on the model's device.
         hidden: the input of each layer and, last, the output of the last one: L + 1 tensors (N, T, D).
         inputs: what else each layer is given.
+        every: score every token after the context (1), every second one (2), and so on. For small models the LM head
+            is as dear as a third of all layers, and neighbouring tokens say much the same about a plan.
         remembered: losses by plan. Preset it to go on from an earlier run.
         on_loss: called with the key and the value of each loss that had to be computed.
     """
@@ -47,6 +45,7 @@ class Calibration:
     windows: Tensor
     hidden: list[Tensor]
     inputs: list[LayerInputs]
+    every: int = 1
     progress: Progress = silent
     remembered: dict[str, float] = field(default_factory=dict)
     on_loss: Callable[[str, float], None] = lambda key, loss: None
@@ -69,7 +68,7 @@ class Calibration:
         return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
 
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
-        """Mean cross-entropy (nats a token) of every second token under each plan, after the context.
+        """Mean cross-entropy (nats a token) of the scored tokens under each plan.
 
         Stages that plans begin with alike run once for all of them.
 
@@ -119,8 +118,8 @@ class Calibration:
     def _cross_entropy(self, hidden: Tensor) -> float:
         losses = []
         for states, ids in zip(hidden, self.windows, strict=True):  # a window at a time: logits are large
-            logits = to_logits(self.model, self._family, states[_SCORED])  # (S, V)
-            losses.append(cross_entropy(logits.float(), ids[1:][_SCORED.start :: _SCORED.step]).item())
+            logits = to_logits(self.model, self._family, states[CONTEXT : -1 : self.every])  # (S, V)
+            losses.append(cross_entropy(logits.float(), ids[CONTEXT + 1 :: self.every]).item())
         return sum(losses) / len(losses)
 
     def _remember(self, plan: DepthPlan, loss: float) -> None:
@@ -137,12 +136,13 @@ def key_of(plan: DepthPlan) -> str:
     return f"{plan.form}: {plan.notation}" if plan.groups else plan.notation
 
 
-def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = silent) -> Calibration:
+def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = silent, *, every: int = 1) -> Calibration:
     """Run calibration text through the model once, recording what each layer is given.
 
     Args:
         model: a supported causal language model; a plan that it runs is taken off.
         windows: token ids, (N, T) int64.
+        every: see `Calibration`.
     """
     restore(model)
     family = family_of(model.config)
@@ -167,4 +167,4 @@ def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = sile
         stack.callback(final_norm.register_forward_pre_hook(record_last).remove)
         stack.enter_context(torch.inference_mode())
         model(windows, use_cache=False, logits_to_keep=1)
-    return Calibration(model, windows, hidden, inputs, progress)
+    return Calibration(model, windows, hidden, inputs, every, progress)

@@ -58,7 +58,7 @@ class Sizes:
     """How many windows each part gets."""
 
     calibration: int = 3
-    validation: int = 6
+    validation: int = 12
     report: int = 12
 
     def __iter__(self) -> Iterator[int]:
