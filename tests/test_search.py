@@ -119,6 +119,11 @@ def test_stays_within_the_perplexity_ratio_and_uses_it_up() -> None:
     assert last(path).effective_depth == LAYERS - 3
 
 
+def test_a_ratio_that_is_never_exceeded_leaves_a_single_stage() -> None:
+    path = Search(Known([0.0] * LAYERS), costs(), Target("max_perplexity_ratio", 2), ["skip"]).walk()
+    assert last(path).effective_depth == 1
+
+
 def test_says_the_largest_speedup_that_can_be_reached() -> None:
     with pytest.raises(SearchError, match=r"speedup of 4 cannot be reached.*largest is 3\.33"):
         Search(Known([0.1] * LAYERS), costs(), Target("speedup", 4), MOVES).walk()
@@ -147,6 +152,11 @@ def test_losses_that_are_not_numbers_are_passed_over() -> None:
     known = Known([float("nan"), 0.3, 0.2, float("inf"), 0.4, 0.5, 0.6, 0.7])
     path = Search(known, costs(), Target("depth", 6), ["skip"]).walk()
     assert last(path).layers_skipped == (1, 2)
+
+
+def test_a_model_that_overflows_everywhere_is_not_searched() -> None:
+    with pytest.raises(SearchError, match="not a number; load the model with --dtype float32"):
+        Search(Known([float("nan")] * LAYERS), costs(), Target("depth", 6), ["skip"]).walk()
 
 
 @st.composite

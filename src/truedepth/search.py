@@ -108,9 +108,9 @@ class Search:
         full = DepthPlan.full(self.evidence.num_layers)
         path = [Step(full, self.evidence.losses([full])[0], 1.0, self.text)]
         self.on_step(path[0])
-        while not self._reached(path[-1]):
+        while not self._reached(path[-1]) and self._neighbours(path[-1].plan):
             following = self._cheapest(path[-1])
-            if following is None or self._exceeds(path[0], following):
+            if self._exceeds(path[0], following):
                 break
             path.append(following)
             self.on_step(following)
@@ -142,8 +142,12 @@ class Search:
             if math.isfinite(loss)
         ]
 
-    def _cheapest(self, current: Step) -> Step | None:
-        """The move that costs least loss for the time that it saves, or least loss where depth is the target."""
+    def _cheapest(self, current: Step) -> Step:
+        """The move that costs least loss for the time that it saves, or least loss where depth is the target.
+
+        Raises:
+            SearchError: no move leaves a loss that is a number.
+        """
         seconds = self.costs.decode_seconds(current.plan)
 
         def price(step: Step) -> float:
@@ -152,7 +156,13 @@ class Search:
                 return rise
             return rise / (seconds - self.costs.decode_seconds(step.plan))
 
-        return min(self._judge(self._neighbours(current.plan)), key=price, default=None)
+        following = self._judge(self._neighbours(current.plan))
+        if not following:
+            raise SearchError(
+                f"no move leads on from the plan '{current.plan}': each leaves a loss that is not a number; "
+                "load the model with --dtype float32"
+            )
+        return min(following, key=price)
 
     def improve(self, plan: DepthPlan, proposer: Evidence) -> list[Step]:
         """Plans of lower and lower loss that still meet the target (or keep their speed where that is a ratio).
@@ -167,25 +177,20 @@ class Search:
         path = self._judge([plan])
         speedup = path[0].speedup if self.target.kind == "max_perplexity_ratio" else self.target.value
 
-        def is_enough(step: Step) -> bool:
-            return self.target.kind == "depth" or step.speedup >= speedup or math.isclose(step.speedup, speedup)
+        def is_enough(plan: DepthPlan) -> bool:
+            own = self.costs.speedup(plan)
+            return self.target.kind == "depth" or own >= speedup or math.isclose(own, speedup)
 
         for _ in range(_ROUNDS):
             undone = sorted(self._judge(list(undo(path[-1].plan))), key=lambda step: step.loss)[:_RETRACED]
-            others = self._judge([other for step in undone for other in self._propose(step.plan, proposer)])
-            best = min(filter(is_enough, others), key=lambda step: step.loss, default=path[-1])
+            ways = [list(filter(is_enough, self._neighbours(step.plan))) for step in undone]
+            others = self._judge([other for plans in ways for other in _propose(plans, proposer)])
+            best = min(others, key=lambda step: step.loss, default=path[-1])
             if best.loss >= path[-1].loss:
                 break
             path.append(best)
             self.on_step(best)
         return path
-
-    def _propose(self, plan: DepthPlan, proposer: Evidence) -> list[DepthPlan]:
-        """The neighbours of a plan that lose least by the proposer's evidence."""
-        plans = self._neighbours(plan)
-        losses = proposer.losses(plans)
-        finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
-        return [plans[index] for index in sorted(finite, key=losses.__getitem__)[:_PROPOSED]]
 
     def _refuse_unreachable(self) -> None:
         layers = self.evidence.num_layers
@@ -233,6 +238,13 @@ def undo(plan: DepthPlan) -> Iterator[DepthPlan]:
         for cut in {1, len(stage.layers) - 1}:
             halves = (Stage(stage.layers[:cut]), Stage(stage.layers[cut:]))
             yield DepthPlan((*plan.stages[:at], *halves, *plan.stages[at + 1 :]), plan.num_layers, plan.form)
+
+
+def _propose(plans: Sequence[DepthPlan], proposer: Evidence) -> list[DepthPlan]:
+    """The plans that lose least by the proposer's evidence."""
+    losses = proposer.losses(plans)
+    finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
+    return [plans[index] for index in sorted(finite, key=losses.__getitem__)[:_PROPOSED]]
 
 
 def _shallowest(num_layers: int, move: Move) -> DepthPlan:
