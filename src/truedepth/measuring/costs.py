@@ -107,10 +107,10 @@ class MeasuredCosts:
         cls,
         model: nn.Module,
         *,
-        prompt_tokens: int = 64,
-        new_tokens: int = 12,
+        prompt_tokens: int = 16,
+        new_tokens: int = 16,
         repeats: int = 9,
-        max_seconds: float | None = 20.0,
+        max_seconds: float | None = 25.0,
         progress: Progress = silent,
     ) -> MeasuredCosts:
         """Time the probes of `probe_plans`, interleaved, and fit the costs to them.
@@ -140,9 +140,9 @@ class MeasuredCosts:
     def fit(cls, comparison: Comparison, probes: Mapping[str, DepthPlan]) -> MeasuredCosts:
         """Fit the costs to interleaved runs of `probes`.
 
-        With s layers skipped and p pairs: layer = (full - skip) / s and fixed = full - L * layer, by the
-        fastest decode step of all runs of a plan, since other work on the machine can only slow steps down;
-        and pair = 2 * layer - saved / p, by the median over rounds of what pairing saved.
+        With s layers skipped and p pairs: layer = (full - skip) / s, fixed = full - L * layer and
+        pair = 2 * layer - (full - paired) / p. Each difference is the median over rounds of what the median
+        decode steps of a round differ by, so that it is of runs that the machine disturbed alike.
 
         A pair's saving (or loss) that is not larger than its noise, the interquartile range over rounds,
         counts as none. A layer costs at most 1/L of the step, and a pair at least as much as a layer.
@@ -154,9 +154,9 @@ class MeasuredCosts:
         Raises:
             SearchError: skipping layers did not save time.
         """
-        full_seconds, skip_seconds = _fastest_step(comparison, FULL), _fastest_step(comparison, SKIP)
+        full_seconds = median(run.median_step_seconds for run in comparison.runs[FULL])
         depth, skipped = probes[FULL].num_layers, len(probes[SKIP].layers_skipped)
-        saving = (full_seconds - skip_seconds) / skipped
+        saving = median(comparison.saved_seconds(SKIP)) / skipped
         if saving <= 0:
             raise SearchError(
                 f"a decode step of {full_seconds * 1e3:.2f} ms did not become shorter when {skipped} of "
@@ -201,10 +201,6 @@ def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
         if form not in family.cannot:
             probes[form] = DepthPlan((*paired, *last), depth, form)
     return probes
-
-
-def _fastest_step(comparison: Comparison, name: str) -> float:
-    return min(run.fastest_step_seconds for run in comparison.runs[name])
 
 
 def _pair_seconds(form: Form, layer: float, savings: Sequence[float]) -> tuple[float, str]:

@@ -60,9 +60,9 @@ class Run:
         return fmean(self.steps)
 
     @property
-    def fastest_step_seconds(self) -> float:
-        """The fastest step: the one that other work on the machine disturbed the least."""
-        return min(self.steps)
+    def median_step_seconds(self) -> float:
+        """The middle step: bursts of other work and of the clock leave it alone."""
+        return median(self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,9 @@ class Comparison:
         }
 
     def saved_seconds(self, name: str) -> list[float]:
-        """Per round, how much shorter the fastest decode step of `name` was than that of the baseline."""
+        """Per round, how much shorter the median decode step of `name` was than that of the baseline."""
         pairs = zip(self.runs[self.baseline], self.runs[name], strict=True)
-        return [base.fastest_step_seconds - own.fastest_step_seconds for base, own in pairs]
+        return [base.median_step_seconds - own.median_step_seconds for base, own in pairs]
 
     def _speed(self, runs: Sequence[Run]) -> Speed:
         prompt = self.batch * self.prompt_tokens
