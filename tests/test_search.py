@@ -75,6 +75,13 @@ def test_goes_back_on_a_first_choice_that_was_wrong() -> None:
     assert last(search.improve(last(path), known)).layers_skipped == (2, 3)
 
 
+def test_a_gain_too_small_to_hold_on_other_text_is_left_alone() -> None:
+    known = Known([9, 0.50, 0.45, 0.9, 0.9, 0.9, 0.9, 9])
+    start = DepthPlan.of_layers([0, 2, 3, 4, 5, 6, 7], 8)
+    path = Search(known, costs(), Target("depth", 7), ["skip"]).improve(start, known)
+    assert [step.plan for step in path] == [start]
+
+
 def test_improving_keeps_the_speed() -> None:
     """Skipping layer 1 is bought back by pairs only where they are as fast."""
     known = Known([9, 0.9, 0.2, 0.3, 0.9, 0.9, 0.9, 9])

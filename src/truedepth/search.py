@@ -6,7 +6,7 @@ the time that it saves. With skipping as the only move, this walk is the greedy 
 
 A walk fits its text too closely and cannot take a move back. A plan is therefore improved on other, longer text: a
 change is undone, other ways to make up for the time are proposed by the first text and judged by the second, and the
-best is kept where its loss is lower.
+best is kept where its loss is clearly lower.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ _RETRACED = 2
 
 _PROPOSED = 5
 """How many of the ways on from there are judged."""
+
+_MARGIN = 0.1
+"""Nats a token by which a plan must be better to replace another. Smaller gains on a thousand tokens, about 0.05 nats,
+were measured not to hold on other text."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +190,7 @@ class Search:
             ways = [list(filter(is_enough, self._neighbours(step.plan))) for step in undone]
             others = self._judge([other for plans in ways for other in _propose(plans, proposer)])
             best = min(others, key=lambda step: step.loss, default=path[-1])
-            if best.loss >= path[-1].loss:
+            if best.loss > path[-1].loss - _MARGIN:
                 break
             path.append(best)
             self.on_step(best)
