@@ -282,7 +282,10 @@ class Job:
             base_speed=SpeedRecord(**timing["base"]) if timing else None,
             plan_speed=SpeedRecord(**timing["plan"]) if timing else None,
             cost=self._costs.record(),
-            peers=[self._peer(name, own, qualities[name]) for name, own in peers.items()],
+            peers=[
+                self._peer(name, own, qualities[name], median if key_of(own) == key_of(plan) else None)
+                for name, own in peers.items()
+            ],
             frontier=[
                 FrontierPoint(
                     notation=step.plan.notation,
@@ -313,14 +316,15 @@ class Job:
             device=str(model.device),
         )
 
-    def _peer(self, name: str, plan: DepthPlan, quality: Quality) -> Peer:
+    def _peer(self, name: str, plan: DepthPlan, quality: Quality, measured: float | None) -> Peer:
+        """A method's plan; its speedup is measured where it comes to the plan that was timed."""
         return Peer(
             method=name,
             notation=plan.notation,
             form=plan.form,
             prefill=plan.prefill,
-            speedup=self._costs.speedup(plan),
-            measured=False,
+            speedup=self._costs.speedup(plan) if measured is None else measured,
+            measured=measured is not None,
             perplexity=quality.perplexity,
             kl=quality.kl,
             agreement=quality.agreement,
