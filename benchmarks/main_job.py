@@ -3,7 +3,8 @@
     python benchmarks/main_job.py smollm2-135m smollm2-135m
     python benchmarks/main_job.py qwen2.5-coder-0.5b.gguf qwen2.5-coder-0.5b
 
-The first is what `make demo` runs, and its record is from there. The second is Qwen2.5-Coder-0.5B-Instruct (Q4_K_M), another family: biases on q, k and v, 24 layers.
+The first is what `make demo` runs, and its record is from there. The second is Qwen2.5-Coder-0.5B-Instruct (Q4_K_M),
+another family: biases on q, k and v, 24 layers.
 """
 
 from __future__ import annotations

@@ -39,3 +39,7 @@ class OutputError(TruedepthError):
 
 class SearchError(TruedepthError):
     """A search whose target cannot be reached."""
+
+
+class DecodingError(TruedepthError):
+    """Text that cannot be generated: the model's logits are not numbers."""

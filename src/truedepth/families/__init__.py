@@ -41,6 +41,8 @@ class Family:
         model_types: values of `config.model_type` that it covers.
         attention, ffn: the two branches of a layer.
         cannot: reasons, by ability.
+        rotary_by_attention_type: whether the rotary embedding is asked for each attention type apart.
+        same_input: projections inside a layer that are given the same input, where a layer has them.
     """
 
     name: str
@@ -52,6 +54,12 @@ class Family:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
     head: str = "lm_head"
+    rotary: str = "model.rotary_emb"
+    rotary_by_attention_type: bool = False
+    same_input: tuple[tuple[str, ...], ...] = (
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("mlp.gate_proj", "mlp.up_proj"),
+    )
 
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers of a causal language model, in order."""

@@ -155,6 +155,12 @@ def mark_decoding(cache: Cache) -> None:
     cache.truedepth_decoding = True  # type: ignore[attr-defined]
 
 
+def call_layer(layer: nn.Module, hidden: Tensor, inputs: LayerInputs) -> Tensor:
+    """One decoder layer as it came, whatever plan its model runs: (B, T, D) to (B, T, D)."""
+    output = layer._truedepth_call(hidden, **inputs) if isinstance(layer, _SlottedLayer) else layer(hidden, **inputs)
+    return output[0] if isinstance(output, tuple) else output
+
+
 @functools.cache
 def _slotted(layer_class: type[nn.Module]) -> type[nn.Module]:
     """The class of a layer with a slot. Device maps and sharding policies find decoder layers by their name."""

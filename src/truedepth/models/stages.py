@@ -79,16 +79,17 @@ def _through(layer: nn.Module, names: Sequence[str], hidden: Tensor) -> Tensor:
     return hidden
 
 
-def to_logits(model: PreTrainedModel, family: Family, hidden: Tensor) -> Tensor:
+def to_logits(model: PreTrainedModel, family: Family, hidden: Tensor, head: nn.Module | None = None) -> Tensor:
     """Final norm and LM head, with the soft cap of the families that have one.
 
     Args:
         hidden: output of the last stage, (..., D).
+        head: in place of the model's own head.
 
     Returns:
         (..., V).
     """
     hidden = model.get_submodule(family.final_norm)(hidden)
-    logits: Tensor = model.get_submodule(family.head)(hidden)
+    logits: Tensor = (model.get_submodule(family.head) if head is None else head)(hidden)
     cap = getattr(model.config, "final_logit_softcapping", None)
     return logits if cap is None else cap * torch.tanh(logits / cap)

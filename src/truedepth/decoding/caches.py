@@ -1,0 +1,62 @@
+"""Keys and values of a batch of sequences, in memory that is allocated once.
+
+Every sequence stands at its own position. A token's entries go to its sequence's row and its own place in it, so
+taking back a token is no work at all: the next token that stands there overwrites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from torch import Tensor
+
+
+class KVCache:
+    """The entries of some layers for up to `rows` sequences of up to `capacity` tokens.
+
+    A layer's memory is allocated when it first writes, as wide as what it writes.
+    """
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        return sum(held.numel() * held.element_size() for pair in self._held.values() for held in pair)
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Put the entries of new tokens into their slots.
+
+        Args:
+            keys, values: (B, H, T, head_dim).
+            slots: row * capacity + position of each token, (B * T,), int64.
+        """
+        if layer not in self._held:
+            self._held[layer] = (self._like(keys), self._like(values))
+        for held, new in zip(self._held[layer], (keys, values), strict=True):
+            flat = held.view(-1, *held.shape[2:])
+            flat.index_copy_(0, slots, new.transpose(1, 2).reshape(-1, *held.shape[2:]))
+
+    def _like(self, new: Tensor) -> Tensor:
+        """(rows, capacity, H, head_dim): a row's tokens lie one after the other, so a step writes once.
+
+        Zeros, since attention multiplies what it does not look at by 0, which leaves the NaN of stray memory.
+        """
+        return new.new_zeros(self.rows, self.capacity, new.shape[1], new.shape[3])
+
+    def read(self, layer: int, rows: slice, span: int) -> tuple[Tensor, Tensor]:
+        """The first `span` entries of some rows: keys and values, (B, H, span, head_dim) each, not copied."""
+        keys, values = self._held[layer]
+        return keys[rows, :span].transpose(1, 2), values[rows, :span].transpose(1, 2)
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` entries of one row over another row's."""
+        for pair in self._held.values():
+            for held in pair:
+                held[target, :length] = held[source, :length]
+
+    def keep_only(self, layers: Collection[int]) -> None:
+        """Free the entries of all other layers."""
+        self._held = {layer: pair for layer, pair in self._held.items() if layer in layers}

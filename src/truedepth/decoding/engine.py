@@ -1,0 +1,183 @@
+"""The engine: a model made ready for decoding, and sequences written with it, with or without a draft."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from types import TracebackType
+from typing import Any, Self
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from truedepth.decoding.choice import Choice
+from truedepth.decoding.decoder import Decoder, Update
+from truedepth.decoding.drafts import Draft
+from truedepth.decoding.heads import DraftHead
+from truedepth.decoding.pacing import FixedLength, Never, Pacer
+from truedepth.decoding.packing import Packing, can_pack
+from truedepth.decoding.request import Request
+from truedepth.decoding.result import GenerationResult
+from truedepth.decoding.sampling import Chooser
+from truedepth.decoding.sequences import Sequence
+from truedepth.decoding.text import TextWriter
+from truedepth.decoding.trunk import Trunk
+from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.errors import PlanError, UsageError
+from truedepth.families import family_of
+from truedepth.models.rewire import applied_plan, causal_lm
+from truedepth.plan import DepthPlan
+
+
+class Engine:
+    """A model made ready for decoding. Use it in a `with` statement, or `close` it.
+
+    While an engine is open, the weights of a CPU model are packed (see `truedepth.decoding.packing`): the model can
+    run, but not be saved, trained or given another plan. One thread at a time may use it.
+
+    Args:
+        model: a causal language model of a supported family, bare or wrapped by PEFT.
+        tokenizer: for text and stop strings; None: token ids only.
+        target: the plan whose tokens, or distribution, results have; None: the plan that the model runs.
+
+    Raises:
+        UnsupportedModelError: the family is unknown, or cannot run the target.
+        PlanError: the target is for another number of layers, or merges layers that the model does not.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        target: DepthPlan | None = None,
+    ) -> None:
+        core: PreTrainedModel = causal_lm(model)
+        family = family_of(core.config)
+        num_layers = len(family.decoder_layers(core))
+        running = applied_plan(model)
+        self.target = target or running or DepthPlan.full(num_layers)
+        _check_target(self.target, num_layers, running)
+        if self.target.groups:
+            family.require(self.target.form)
+        self.model, self.tokenizer = core, tokenizer
+        embedding: Any = core.get_submodule(family.embedding)
+        packs = can_pack(embedding.weight.device, embedding.weight.dtype)
+        self._packing = Packing(core, family) if packs else None
+        self.trunk = Trunk(core, self._packing)
+
+    def draft(
+        self,
+        plan: DepthPlan,
+        *,
+        head: DraftHead | None = None,
+        vocabulary: DraftVocabulary | None = None,
+        share: bool = True,
+    ) -> Draft:
+        """Prepare a draft; see `Draft.of`."""
+        if plan.groups:
+            self.trunk.family.require(plan.form)
+        return Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+
+    def generate(
+        self,
+        requests: Many[Request],
+        *,
+        drafts: Many[Draft] = (),
+        pacer: Pacer | None = None,
+        choosers: Many[Chooser] | None = None,
+    ) -> list[GenerationResult]:
+        """Write all of `requests` as one batch.
+
+        Args:
+            drafts: what to speculate with; none: plain decoding.
+            pacer: how many tokens to draft when; None: four each time.
+            choosers: one for each request, in place of what its sampling says.
+
+        Returns:
+            A result for each request, in their order.
+
+        Raises:
+            UsageError: no request, or one that does not fit the model's context.
+            DecodingError: logits that are not numbers.
+        """
+        sequences = self.sequences(requests)
+        for _ in self.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers):
+            pass
+        return [sequence.result() for sequence in sequences]
+
+    def steps(
+        self,
+        sequences: Many[Sequence],
+        *,
+        drafts: Many[Draft] = (),
+        pacer: Pacer | None = None,
+        choosers: Many[Chooser] | None = None,
+    ) -> Iterator[list[Update]]:
+        """The same step by step; closing the iterator frees the caches."""
+        choosers = choosers or [Chooser.of(sequence.request.sampling) for sequence in sequences]
+        pacer = pacer or (FixedLength(4) if drafts else Never())
+        choice = Choice(choosers, self.trunk.vocabulary_size)
+        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice).steps()
+
+    def sequences(self, requests: Many[Request]) -> list[Sequence]:
+        """Sequences for `steps`, one for each request.
+
+        Raises:
+            UsageError: see `generate`.
+        """
+        if not requests:
+            raise UsageError("there is nothing to generate; give at least one request")
+        return [self._sequence(index, request) for index, request in enumerate(requests)]
+
+    def _sequence(self, index: int, request: Request) -> Sequence:
+        check_context(self.model.config, len(request.prompt_ids), request.max_new_tokens)
+        ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
+        if request.stop and self.tokenizer is None:
+            raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
+        writer = None if self.tokenizer is None else TextWriter(self.tokenizer, request.stop)
+        return Sequence(index, request, ends, writer)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text, by the model's generation configuration."""
+        end: int | list[int] | None = getattr(self.model.generation_config, "eos_token_id", None)
+        return frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
+
+    def close(self) -> None:
+        """Put the model's weights back, bit for bit. The engine cannot be used afterwards."""
+        if self._packing is not None:
+            self._packing.unpack()
+            self._packing = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def check_context(config: Any, read: int, max_new_tokens: int) -> None:
+    """Refuse what does not fit the model's context.
+
+    Raises:
+        UsageError: with how many tokens would fit.
+    """
+    context = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None or read + max_new_tokens <= context:
+        return
+    if read >= context:
+        raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}; shorten it")
+    raise UsageError(
+        f"a prompt of {read} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
+        f"ask for at most {context - read} new tokens"
+    )
+
+
+def _check_target(target: DepthPlan, num_layers: int, running: DepthPlan | None) -> None:
+    if target.num_layers != num_layers:
+        raise PlanError(
+            f"the plan '{target}' is for {target.num_layers} layers, but the model has {num_layers}; "
+            "make a plan for this model"
+        )
+    if any(stage.merged for stage in target.stages) and target != running:
+        raise PlanError(f"the plan '{target}' merges layers; run truedepth.apply(model, plan) first")

@@ -1,0 +1,196 @@
+"""The primitive of decoding: run a range of a plan's stages from given hidden states, over preallocated caches.
+
+The model's own modules do the work: embedding, rotary embedding, decoder layers, final norm and head. What this file
+adds is what a model's forward would compute around them, where each sequence stands at its own position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from truedepth.decoding.attention import installed
+from truedepth.decoding.caches import KVCache
+from truedepth.decoding.packing import Packing
+from truedepth.families import family_of
+from truedepth.models.rewire import call_layer
+from truedepth.models.stages import run_group, to_logits
+from truedepth.plan import Form, Stage
+
+CacheOf = Callable[[int], KVCache]
+"""Where a layer keeps its entries."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tokens of one pass stand.
+
+    Attributes:
+        rows: the sequences' rows in the caches.
+        positions: (B, T), int64.
+        slots: where the caches take them, (B * T,), int64.
+        span: how many entries of a row attention looks at.
+        masks: by sliding window (None: no window) what to add to the scores, (B or 1, 1, T, span), or None where all
+            is seen that `attend` shows without a mask.
+        rotary: by attention type, the rotary embeddings: cosines and sines, (B, T, head_dim) each.
+    """
+
+    rows: slice
+    positions: Tensor
+    slots: Tensor
+    span: int
+    masks: Mapping[int | None, Tensor | None]
+    rotary: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What a layer takes for its cache: writes the pass's entries, and shows those up to its span."""
+
+    place: Place
+    cache_of: CacheOf
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        cache = self.cache_of(layer)
+        cache.write(layer, keys, values, self.place.slots)
+        return cache.read(layer, self.place.rows, self.place.span)
+
+
+class Trunk:
+    """A model's modules, to be run stage by stage.
+
+    Raises:
+        UnsupportedModelError: the family is unknown.
+    """
+
+    def __init__(self, model: PreTrainedModel, packing: Packing | None = None) -> None:
+        self.model = model
+        self._packing = packing
+        self.family = family_of(model.config)
+        self.layers = self.family.decoder_layers(model)
+        self.device: torch.device = model.get_submodule(self.family.embedding).weight.device  # type: ignore[assignment]
+        self._embedding = model.get_submodule(self.family.embedding)
+        self._rotary = model.get_submodule(self.family.rotary)
+        kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * len(self.layers)
+        self._kinds: list[str] = list(kinds)
+        entries = DynamicCache(config=model.config).layers
+        self._windows: list[int | None] = [getattr(entry, "sliding_window", None) for entry in entries]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V: columns of the logits."""
+        head: Any = self.model.get_submodule(self.family.head)
+        return int(head.weight.shape[0])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T), int64, to (B, T, D)."""
+        hidden: Tensor = self._embedding(ids)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The model's own norm and head: (B, T, D) to (B, T, V)."""
+        return to_logits(self.model, self.family, hidden)
+
+    def logits_of(self, rows: nn.Linear, hidden: Tensor) -> Tensor:
+        """The same with some rows of the head, as `head_rows` gives them: (B, T, D) to (B, T, V')."""
+        return to_logits(self.model, self.family, hidden, rows)
+
+    def head_rows(self, ids: Tensor) -> nn.Linear:
+        """A linear module with some rows of the LM head: (V',), int64."""
+        head: Any = self.model.get_submodule(self.family.head)
+        weight = head.weight[ids] if self._packing is None else self._packing.head_rows(ids)
+        rows = nn.Linear(weight.shape[1], weight.shape[0], bias=head.bias is not None, device="meta")
+        rows.weight = nn.Parameter(weight, requires_grad=False)
+        if head.bias is not None:
+            rows.bias = nn.Parameter(head.bias[ids], requires_grad=False)
+        return rows
+
+    def adopt(self, layers: Sequence[nn.Module]) -> tuple[Stage, ...]:
+        """Take further decoder layers of the model's kind, numbered after its own; returns a stage for each."""
+        first = len(self.layers)
+        for index, layer in enumerate(layers, first):
+            layer.get_submodule(self.family.attention.module).layer_idx = index  # type: ignore[assignment]
+        self.layers += layers
+        self._kinds += [self._kinds[-1]] * len(layers)
+        self._windows += [self._windows[-1]] * len(layers)
+        return tuple(Stage((index,)) for index in range(first, len(self.layers)))
+
+    def place(self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0) -> Place:
+        """Where `tokens` new tokens of each sequence stand.
+
+        Args:
+            starts: position of each sequence's first new token.
+            capacity: of the caches that will be written.
+            first_row: the first sequence's row in them.
+        """
+        batch, span = len(starts), max(starts) + tokens
+        first = torch.tensor(starts, device=self.device)[:, None]  # (B, 1)
+        positions = first + torch.arange(tokens, device=self.device)  # (B, T)
+        rows = torch.arange(first_row, first_row + batch, device=self.device)[:, None]
+        dtype = self._embedding.weight.dtype
+        even = min(starts) == max(starts) and (tokens == 1 or starts[0] == 0)
+        masks = {
+            window: None if even and (window is None or span <= window) else _mask(positions, span, window, dtype)
+            for window in set(self._windows)
+        }
+        return Place(
+            rows=slice(first_row, first_row + batch),
+            positions=positions,
+            slots=(rows * capacity + positions).flatten(),
+            span=span,
+            masks=masks,
+            rotary=self._rotary_embeddings(positions),
+        )
+
+    def _rotary_embeddings(self, positions: Tensor) -> dict[str, Any]:
+        like = self._embedding.weight.new_empty(0)  # it gives dtype and device
+        if self.family.rotary_by_attention_type:
+            return {kind: self._rotary(like, positions, kind) for kind in set(self._kinds)}
+        return dict.fromkeys(set(self._kinds), self._rotary(like, positions))
+
+    def run(self, stages: Sequence[Stage], form: Form, hidden: Tensor, place: Place, cache_of: CacheOf) -> Tensor:
+        """Run some stages, one after the other.
+
+        Args:
+            hidden: what goes into the first of them, (B, T, D).
+            place: where its tokens stand.
+            cache_of: the cache of each layer. Writes the entries of the layers that run.
+
+        Returns:
+            What comes out of the last, (B, T, D).
+        """
+        window = _Window(place, cache_of)
+        with installed(self.model.config):
+            for stage in stages:
+                hidden = self._run(stage, form, hidden, place, window)
+        return hidden
+
+    def _run(self, stage: Stage, form: Form, hidden: Tensor, place: Place, window: _Window) -> Tensor:
+        given = [self._inputs(index, place, window) for index in stage.layers]
+        layers: list[nn.Module] = [self.layers[index] for index in stage.layers]
+        if stage.is_group:
+            return run_group(layers, given, self.family, form, hidden)
+        return call_layer(layers[0], hidden, given[0])
+
+    def _inputs(self, index: int, place: Place, window: _Window) -> dict[str, Any]:
+        return {
+            "attention_mask": place.masks[self._windows[index]],
+            "position_ids": place.positions,
+            "past_key_values": window,
+            "position_embeddings": place.rotary[self._kinds[index]],
+        }
+
+
+def _mask(positions: Tensor, span: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a token may look and -inf where not: (B, 1, T, span)."""
+    entries = torch.arange(span, device=positions.device)
+    seen = entries <= positions[..., None]  # (B, T, span)
+    if window is not None:
+        seen &= entries > positions[..., None] - window
+    mask = torch.zeros(seen.shape, dtype=dtype, device=positions.device)
+    return mask.masked_fill_(~seen, -torch.inf)[:, None]
