@@ -43,3 +43,7 @@ class SearchError(TruedepthError):
 
 class DecodingError(TruedepthError):
     """Text that cannot be generated: the model's logits are not numbers."""
+
+
+class DraftError(TruedepthError):
+    """A draft vocabulary or an exit head that is damaged, or that does not fit the model it is meant for."""

@@ -1,191 +1,246 @@
-"""Writing text with a model as it stands, plan included, a piece at a time."""
+"""Text from prompts, whole or a piece at a time, with or without a draft.
+
+This is the level of text and plans as a user writes them; `truedepth.decoding.engine` below works with token ids.
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import Any, Self, TypedDict, Unpack, cast, overload
 
-import torch
 from transformers import PreTrainedTokenizerBase
-from transformers.generation.streamers import TextStreamer
 
+from truedepth.decoding.engine import Engine
+from truedepth.decoding.heads import DraftHead
+from truedepth.decoding.request import Request
+from truedepth.decoding.result import GenerationResult
+from truedepth.decoding.sampling import Sampling
+from truedepth.decoding.sequences import Sequence
+from truedepth.decoding.speculation import DraftLike, Speculation
+from truedepth.decoding.text import TextWriter
+from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.errors import UsageError
+from truedepth.models.load import LoadedModel
 
-if TYPE_CHECKING:
-    from truedepth.models.load import LoadedModel
+Source = LoadedModel | Engine
+"""What text is made with. For a loaded model an engine is opened, and closed at the end."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
+class Options(TypedDict, total=False):
+    """What `generate` and `stream` take besides prompts. See `generate`."""
 
-    Attributes:
-        temperature: divides the logits; 0 takes the most likely token (greedy).
-        top_k: sample from the k most likely tokens only.
-        top_p: sample from the smallest set of tokens that has at least this probability (nucleus).
-        seed: the same seed gives the same text.
+    draft: DraftLike | Many[DraftLike] | None
+    draft_length: int | None
+    max_new_tokens: int
+    sampling: Sampling | None
+    raw: bool
+    stop: str | Many[str]
+    logprobs: bool
+    head: DraftHead | None
+    vocabulary: DraftVocabulary | None
+
+
+@overload
+def generate(source: Source, prompts: str, **options: Unpack[Options]) -> GenerationResult: ...
+@overload
+def generate(
+    source: Source, prompts: list[str] | tuple[str, ...], **options: Unpack[Options]
+) -> list[GenerationResult]: ...
+def generate(
+    source: Source, prompts: str | list[str] | tuple[str, ...], **options: Unpack[Options]
+) -> GenerationResult | list[GenerationResult]:
+    """Answer prompts where the tokenizer has a chat template, else continue them.
+
+    Args:
+        prompts: one, or several, which are decoded as one batch.
+        draft: speculate with this plan: `exit:8`, a `DepthPlan`, ...; several to choose from at each step. Text is
+            drafted with it and verified with the plan that the model runs, whose text, or distribution, results.
+        draft_length: draft so many tokens each time, 1 to 32; None (the default): what pays, by what is seen.
+        max_new_tokens: stop after so many; 256 by default.
+        sampling: how tokens are chosen; greedy by default.
+        raw: continue the prompt even if there is a chat template.
+        stop: a string before which the text ends, or several.
+        logprobs: keep each token's log probability.
+        head: a trained exit head for the draft; None: the model's own norm and head.
+        vocabulary: the tokens that may be drafted; None: all.
+
+    Returns:
+        A result, or a list of them for a list of prompts.
 
     Raises:
-        UsageError: a value that is out of range, or top_k or top_p with temperature 0.
+        UsageError: a prompt that is empty or does not fit the model's context, or an option that is out of range.
+        PlanError, MethodError: a draft that cannot be read or does not fit the model.
+        DraftError: a head or a vocabulary that does not fit.
+        DecodingError: logits that are not numbers.
     """
-
-    temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise UsageError(f"temperature is {self.temperature:g}; it must be 0 (greedy) or above")
-        if self.top_k is not None and self.top_k < 1:
-            raise UsageError(f"top-k is {self.top_k}; it must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
-            raise UsageError("top-k and top-p need sampling; give a temperature above 0 too")
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments of `generate`, which override what the model's own configuration says."""
-        if self.temperature == 0:
-            return {"do_sample": False, "temperature": None, "top_k": None, "top_p": None}
-        # transformers would fall back on its own top_k of 50 for None; 0 and 1.0 turn the filters off.
-        return {
-            "do_sample": True,
-            "temperature": self.temperature,
-            "top_k": self.top_k or 0,
-            "top_p": self.top_p or 1.0,
-        }
+    asked = _Asked(**options)
+    requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
+    with _open(source) as engine:
+        drafts, pacer = asked.prepare(engine)
+        results = engine.generate(requests, drafts=drafts, pacer=pacer)
+    return results[0] if isinstance(prompts, str) else results
 
 
-@dataclass(frozen=True)
-class Generated:
-    """A text that a model wrote.
+def stream(source: Source, prompt: str, **options: Unpack[Options]) -> Stream:
+    """The same for one prompt, a piece at a time.
+
+        with truedepth.stream(loaded, "Why is the sky blue?", draft="exit:8") as stream:
+            for piece in stream:
+                print(piece.text, end="", flush=True)
+        print(stream.result.tokens_per_second)
+
+    Raises:
+        UsageError, PlanError, MethodError, DraftError: see `generate`; raised here, not by the first piece.
+        DecodingError: while pieces come.
+    """
+    asked = _Asked(**options)
+    (request,) = asked.requests(_tokenizer_of(source), [prompt])
+    engine = source if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+    try:
+        drafts, pacer = asked.prepare(engine)
+        (sequence,) = engine.sequences([request])
+        steps = engine.steps([sequence], drafts=drafts, pacer=pacer)
+    except BaseException:
+        if engine is not source:
+            engine.close()
+        raise
+    return Stream(sequence, steps, None if engine is source else engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of a text that is being written: tokens that a step added, of one origin.
 
     Attributes:
-        prompt_tokens: tokens read, special tokens of the chat template included.
-        tokens: tokens written, the end-of-text token included.
-        first_token_seconds: time to the first token.
-        decode_tokens_per_second: over all tokens after the first; None where there is no second token.
+        text: what became final with them. It may be empty: the beginning of a character or of a stop string is held
+            back. All pieces together are the text of the result.
+        token_ids: the tokens.
+        from_draft: whether the draft proposed them.
     """
 
     text: str
-    prompt_tokens: int
-    tokens: int
-    first_token_seconds: float
-    decode_tokens_per_second: float | None
+    token_ids: tuple[int, ...]
+    from_draft: bool
 
 
-def generate(
-    loaded: LoadedModel,
-    prompt: str,
-    *,
-    max_new_tokens: int = 256,
-    sampling: Sampling | None = None,
-    raw: bool = False,
-    on_text: Callable[[str], None] | None = None,
-) -> Generated:
-    """Continue a prompt, or answer it where the tokenizer has a chat template.
+class Stream(Iterator[Piece]):
+    """Text while it is written: iterate over its pieces.
 
-    Args:
-        sampling: greedy where it is None.
-        raw: continue the prompt even if there is a chat template.
-        on_text: called with each finished piece of text, as soon as it is there.
-
-    Raises:
-        UsageError: the prompt is empty or does not fit the model's context, or `max_new_tokens` is below 1.
+    Its memory is freed, and an engine that was opened for it closed, at the last piece, by `close`, at the end of a
+    `with` statement, or when nobody refers to it any more.
     """
-    sampling = sampling or Sampling()
-    if max_new_tokens < 1:
-        raise UsageError(f"the number of new tokens is {max_new_tokens}; it must be at least 1")
-    inputs = _encode(loaded.tokenizer, prompt, raw)
-    read = inputs["input_ids"].shape[1]
-    _check_context(loaded.model.config, read, max_new_tokens)
-    stream = _Stream(loaded.tokenizer, on_text or (lambda _: None))
-    model: Any = loaded.model  # transformers' own type hides `generate`
-    with torch.random.fork_rng(enabled=sampling.seed is not None):
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
-        stream.start()
-        output = model.generate(
-            **inputs.to(model.device),
-            max_new_tokens=max_new_tokens,
-            pad_token_id=_padding(loaded),
-            streamer=stream,
-            **sampling.to_kwargs(),
-        )  # (1, read + written)
-    return Generated(
-        text=str(loaded.tokenizer.decode(output[0, read:], skip_special_tokens=True)),
-        prompt_tokens=read,
-        tokens=output.shape[1] - read,
-        first_token_seconds=stream.first_token_seconds,
-        decode_tokens_per_second=stream.decode_tokens_per_second,
-    )
 
+    def __init__(self, sequence: Sequence, steps: Iterator[Any], engine: Engine | None) -> None:
+        self._sequence, self._steps = sequence, steps
+        self._ready: deque[Piece] = deque()
+        self._finalizer = weakref.finalize(self, _release, steps, engine)
+        self._finalizer.atexit = False
 
-class _Stream(TextStreamer):
-    """Hands text on piece by piece, and notes when tokens came."""
+    def __next__(self) -> Piece:
+        try:
+            while not self._ready:
+                for sequence, count in next(self._steps):
+                    self._ready.extend(_pieces(sequence, count))
+        except BaseException:  # StopIteration too
+            self.close()
+            raise
+        return self._ready.popleft()
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
-        self._times: list[float] = []
-
-    def start(self) -> None:
-        self._times = []
-        self._started = time.perf_counter()
-
-    def put(self, value: torch.Tensor) -> None:
-        if not self.next_tokens_are_prompt:
-            self._times.append(time.perf_counter())
-        super().put(value)  # type: ignore[no-untyped-call]
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
+    def close(self) -> None:
+        """Write no more."""
+        self._ready.clear()
+        self._finalizer()
 
     @property
-    def first_token_seconds(self) -> float:
-        return self._times[0] - self._started
+    def result(self) -> GenerationResult:
+        """What was written. After `close` it is what there was by then, with the finish reason `cancelled`.
 
-    @property
-    def decode_tokens_per_second(self) -> float | None:
-        if len(self._times) < 2:
-            return None
-        return (len(self._times) - 1) / (self._times[-1] - self._times[0])
+        Raises:
+            UsageError: the text is still being written.
+        """
+        if self._finalizer.alive and self._sequence.finish_reason is None:
+            raise UsageError("the text is still being written; read the stream to its end, or close it")
+        return self._sequence.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> Any:
-    """The prompt as `input_ids` and `attention_mask`, (1, T) each."""
+def _release(steps: Any, engine: Engine | None) -> None:
+    steps.close()
+    if engine is not None:
+        engine.close()
+
+
+def _pieces(sequence: Sequence, count: int) -> Iterator[Piece]:
+    """The last `count` tokens of a sequence."""
+    writer = cast(TextWriter, sequence.writer)
+    if sequence.finish_reason is not None:
+        writer.finish()
+    read, written = len(sequence.request.prompt_ids), sequence.new_tokens
+    for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
+        places = list(run)
+        first, end = places[0], places[-1] + 1
+        # A token that ends the sequence has no text.
+        text = "".join(writer.texts[first:end])
+        yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked(Speculation):
+    """The options of one call."""
+
+    max_new_tokens: int = 256
+    sampling: Sampling | None = None
+    raw: bool = False
+    stop: str | Many[str] = ()
+    logprobs: bool = False
+
+    def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Many[str]) -> list[Request]:
+        return [
+            Request(
+                _encode(tokenizer, prompt, self.raw),
+                max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling or Sampling(),
+                stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+                logprobs=self.logprobs,
+            )
+            for prompt in prompts
+        ]
+
+
+def _open(source: Source) -> AbstractContextManager[Engine]:
+    """The engine of a source, closed in the end if it was opened here."""
+    return nullcontext(source) if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+
+
+def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"cannot generate with a {type(source).__name__}; "
+            "give what truedepth.load returns, or truedepth.Engine(model, tokenizer)"
+        )
+    if source.tokenizer is None:
+        raise UsageError("the engine has no tokenizer; open it with one, or give token ids to Engine.generate")
+    return source.tokenizer
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> list[int]:
+    """The prompt's token ids, special tokens included."""
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")
-    if tokenizer.chat_template is None or raw:
-        return tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}],
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
-
-
-def _check_context(config: Any, read: int, max_new_tokens: int) -> None:
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is None or read + max_new_tokens <= context:
-        return
-    if read >= context:
-        raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}; shorten it")
-    raise UsageError(
-        f"a prompt of {read} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
-        f"ask for at most {context - read} new tokens"
-    )
-
-
-def _padding(loaded: LoadedModel) -> int | None:
-    """The padding token; where there is none, the end token, as `generate` would choose with a warning."""
-    if loaded.tokenizer.pad_token_id is not None:
-        return int(loaded.tokenizer.pad_token_id)
-    end: int | list[int] | None = loaded.model.generation_config.eos_token_id
-    return end[0] if isinstance(end, list) else end
+    if raw or tokenizer.chat_template is None:
+        encoded: Any = tokenizer(prompt)
+    else:
+        turn = [{"role": "user", "content": prompt}]
+        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])

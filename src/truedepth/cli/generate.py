@@ -1,8 +1,7 @@
-"""`truedepth generate`: write text with a model under a plan."""
+"""`truedepth generate`: write text with a model under a plan, with or without a draft."""
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truedepth.cli.options import (
+    Command,
     examples,
     json_option,
     load_model,
@@ -18,20 +18,74 @@ from truedepth.cli.options import (
     num_layers_of,
     plan_options,
     print_json,
-    resolve_plan,
 )
 from truedepth.errors import TextError, UsageError
 from truedepth.plan import DepthPlan, Form, Prefill
+from truedepth.plan_text import PLAN_WORDS, read_plan
 
 if TYPE_CHECKING:
-    from truedepth.generation import Generated
+    from truedepth.decoding.result import GenerationResult
+    from truedepth.generation import Stream
     from truedepth.models.load import LoadedModel
+
+_ACCEPTED = "green"
+"""Colour of drafted tokens in a terminal."""
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def _sampling_options(command: Command) -> Command:
+    """The arguments of `truedepth.Sampling`."""
+    for option in (
+        click.option("--seed", type=int, help="The same seed gives the same text."),
+        click.option(
+            "--repetition-penalty",
+            type=float,
+            default=1.0,
+            show_default=True,
+            help="Make tokens that are there already this much less likely.",
+        ),
+        click.option("--min-p", type=float, help="Sample from tokens with this share of the likeliest one's chance."),
+        click.option("--top-p", type=float, help="Sample from the most likely tokens that have this probability."),
+        click.option("--top-k", type=int, help="Sample from the k most likely tokens."),
+        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+    ):
+        command = option(command)
+    return command
+
+
+def _draft_options(command: Command) -> Command:
+    """`--draft`, `--draft-length`, `--draft-vocabulary` and `--head`."""
+    folder = click.Path(path_type=Path, file_okay=False)
+    for option in (
+        click.option("--head", type=folder, metavar="DIR", help="Draft with the trained exit head in this folder."),
+        click.option(
+            "--draft-vocabulary",
+            type=folder,
+            metavar="DIR",
+            help="Draft only the tokens of the draft vocabulary in this folder.",
+        ),
+        click.option(
+            "--draft-length", type=int, metavar="N", help="Draft N tokens each time.  [default: what pays, as seen]"
+        ),
+        click.option(
+            "--draft",
+            "drafts",
+            multiple=True,
+            metavar="PLAN",
+            help="Speculate: draft with this plan and let the model verify, which changes no text. Several times: "
+            f"choose among these. PLAN is {PLAN_WORDS}.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command(
     epilog=examples(
         "truedepth generate smollm2-135m --prompt 'Why is the sky blue?'",
         "truedepth generate smollm2-135m --plan run --prompt-file question.txt",
+        "truedepth generate ./layerskip-checkpoint --draft exit:8 --prompt 'Why is the sky blue?' --stats",
         "truedepth generate smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --prompt Hi --temperature 0.7",
         "echo 'Once upon a time' | truedepth generate ./checkpoint --raw",
     )
@@ -40,12 +94,13 @@ if TYPE_CHECKING:
 @click.option("--prompt", metavar="TEXT", help="The prompt. Without it, standard input is read.")
 @click.option("--prompt-file", type=click.Path(path_type=Path), metavar="FILE", help="Read the prompt from a file.")
 @plan_options
+@_draft_options
 @click.option("--max-new-tokens", type=int, default=256, show_default=True, help="Stop after so many tokens.")
-@click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Sample from the k most likely tokens.")
-@click.option("--top-p", type=float, help="Sample from the most likely tokens that have this probability.")
-@click.option("--seed", type=int, help="The same seed gives the same text.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this. May be given several times.")
+@_sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt; do not put it into the model's chat template.")
+@click.option("--stats", is_flag=True, help="Print a table of times and of what was drafted and accepted.")
+@click.option("--logprobs", is_flag=True, help="With --json: add each token's log probability.")
 @loading_options
 @json_option
 def command(
@@ -55,35 +110,58 @@ def command(
     plan: str | None,
     form: Form | None,
     prefill: Prefill | None,
+    drafts: tuple[str, ...],
+    draft_length: int | None,
+    draft_vocabulary: Path | None,
+    head: Path | None,
     max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int | None,
+    stop: tuple[str, ...],
     raw: bool,
+    stats: bool,
+    logprobs: bool,
     as_json: bool,
-    **loading: Any,
+    **others: Any,
 ) -> None:
-    """Write text with a model under a plan, and say how fast that was."""
-    from truedepth.generation import Sampling, generate
+    """Write text with a model under a plan, and say how fast that was.
 
-    sampling = Sampling(temperature, top_k, top_p, seed)
+    With --draft, a shallower plan drafts tokens and the model verifies several at once: the text stays the same.
+    """
+    from truedepth.decoding.heads import ExitHead
+    from truedepth.decoding.sampling import Sampling
+    from truedepth.decoding.vocabulary import DraftVocabulary
+    from truedepth.generation import stream
+
+    if (as_json and stats) or (logprobs and not as_json):
+        raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
+    sampling = Sampling(**{name: others.pop(name) for name in _SAMPLING})
     text = _prompt(prompt, prompt_file)
-    loaded = load_model(model, **loading)
+    loaded = load_model(model, **others)
     chosen = _apply(loaded, plan, form, prefill)
-    written = generate(
+    trained = ExitHead.load(head, loaded.model) if head else None
+    plans = [read_plan(draft, chosen.num_layers) for draft in drafts] or ([trained.exit] if trained else [])
+    pieces = stream(
         loaded,
         text,
+        draft=plans or None,
+        draft_length=draft_length,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
         raw=raw,
-        on_text=None if as_json else _print_piece,
+        stop=stop,
+        logprobs=logprobs,
+        head=trained,
+        vocabulary=DraftVocabulary.load(draft_vocabulary, loaded.model, loaded.tokenizer) if draft_vocabulary else None,
     )
+    interrupted = _show(pieces, silent=as_json)
     if as_json:
-        print_json({**dataclasses.asdict(written), "plan": chosen.to_dict()})
+        used = {"plan": chosen.to_dict(), "drafts": [draft.to_dict() for draft in plans]}
+        print_json({**pieces.result.to_dict(), **used})
     else:
-        click.echo()
-        click.echo(_summary(written, chosen), err=True)
+        _summarise(pieces.result, chosen, plans)
+        if stats:
+            _print_stats(pieces.result)
+    if interrupted:
+        raise click.Abort
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -106,21 +184,65 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
 def _apply(loaded: LoadedModel, plan: str | None, form: Form | None, prefill: Prefill | None) -> DepthPlan:
     from truedepth.models.rewire import apply
 
-    chosen = resolve_plan(plan, num_layers_of(loaded), form, prefill)
+    chosen = read_plan(plan, num_layers_of(loaded), form, prefill)
     if not chosen.is_full:
         apply(loaded.model, chosen)
     return chosen
 
 
-def _print_piece(text: str) -> None:
-    click.echo(text, nl=False)
+def _show(pieces: Stream, *, silent: bool) -> bool:
+    """Print pieces as they come; whether they were interrupted."""
+    colour = _has_colour()
+    try:
+        for piece in pieces:
+            if not silent:
+                drafted = colour and piece.from_draft
+                click.echo(click.style(piece.text, fg=_ACCEPTED) if drafted else piece.text, nl=False, color=colour)
+    except KeyboardInterrupt:
+        pieces.close()
+        return True
+    finally:
+        if not silent:
+            click.echo()
+    return False
 
 
-def _summary(written: Generated, plan: DepthPlan) -> str:
-    speed = written.decode_tokens_per_second
+def _has_colour() -> bool:
+    """Whether standard output is a terminal that shows colours, and the user wants them."""
+    from rich.console import Console
+
+    console = Console()
+    return console.color_system is not None and not console.no_color
+
+
+def _summarise(result: GenerationResult, plan: DepthPlan, drafts: list[DepthPlan]) -> None:
+    """Say on stderr how it went."""
+    from truedepth.report.wording import percent
+
+    speed = result.tokens_per_second
     rate = f", {speed:.1f} tokens/s" if speed is not None else ""
-    tokens = "1 token" if written.tokens == 1 else f"{written.tokens} tokens"
-    return (
-        f"{tokens}{rate} after {written.first_token_seconds:.2f} s for the prompt's "
-        f"{written.prompt_tokens}; effective depth {plan.effective_depth} of {plan.num_layers}"
+    count = len(result.token_ids)
+    click.echo(
+        f"{count} {'token' if count == 1 else 'tokens'}{rate} after {result.timings.first_token:.2f} s for the "
+        f"prompt's {result.prompt_tokens}; effective depth {plan.effective_depth} of {plan.num_layers}",
+        err=True,
     )
+    if result.acceptance is not None:
+        colour = _has_colour()
+        legend = click.style(f" ({_ACCEPTED})", fg=_ACCEPTED) if colour else ""
+        click.echo(
+            f"{result.accepted} of {result.drafted} drafted tokens accepted{legend}, {percent(result.acceptance)}; "
+            f"{(count - 1) / len(result.steps):.2f} tokens a step",
+            err=True,
+            color=colour,
+        )
+    elif drafts:
+        click.echo("no tokens were drafted", err=True)
+
+
+def _print_stats(result: GenerationResult) -> None:
+    from rich.console import Console
+
+    from truedepth.report.terminal import decoding_table
+
+    Console(stderr=True).print(decoding_table(result))

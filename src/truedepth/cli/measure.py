@@ -16,9 +16,9 @@ from truedepth.cli.options import (
     model_argument,
     plan_options,
     print_json,
-    resolve_plan,
 )
 from truedepth.plan import DepthPlan, Form, Prefill
+from truedepth.plan_text import read_plan
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +85,7 @@ def command(
 
     loaded = load_model(model, **loading)
     num_layers = len(family_of(loaded.model.config).decoder_layers(loaded.model))
-    chosen = resolve_plan(plan, num_layers, form, prefill)
+    chosen = read_plan(plan, num_layers, form, prefill)
     plans = {UNMODIFIED: DepthPlan.full(num_layers)}
     if not chosen.is_full:
         plans["plan"] = chosen

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from truedepth.cli.options import examples, json_option, loading_options, print_json
 from truedepth.errors import UsageError
-from truedepth.recipe import Recipe, Windows
+from truedepth.recipe import LosslessRecipe, Recipe, Windows, load_recipe
 from truedepth.search import MOVES, Move
+
+_TARGETS = ("speedup", "max_perplexity_ratio", "depth")
+_SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
+"""Options that say how to make the model shallower, which a draft does not."""
 
 
 @click.command(
@@ -19,6 +23,7 @@ from truedepth.search import MOVES, Move
         "truedepth optimize smollm2-135m --speedup 1.25 -o run",
         "truedepth optimize meta-llama/Llama-3.2-3B --max-perplexity-ratio 1.2 --text my.txt -o run",
         "truedepth optimize smollm2-135m --depth 25 --layers-parallel-only --hardware a100-nvlink-x2 -o run",
+        "truedepth optimize smollm2-135m --lossless --text chat.txt -o run",
         "truedepth optimize smollm2-135m --speedup 1.25 -o run --resume",
         "truedepth optimize --recipe run/recipe.yaml -o again",
     )
@@ -27,6 +32,7 @@ from truedepth.search import MOVES, Move
 @click.option("--speedup", type=float, help="Reach this many times the decode speed of the unmodified model.")
 @click.option("--max-perplexity-ratio", type=float, help="Be as fast as this ratio of perplexities allows.")
 @click.option("--depth", type=int, help="Reach this number of stages.")
+@click.option("--lossless", is_flag=True, help="Find a draft for speculative decoding, which changes no text.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for plan and report.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--skip-only", is_flag=True, help="Only skip layers.")
@@ -34,7 +40,9 @@ from truedepth.search import MOVES, Move
 @click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
 @click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
-@click.option("--windows", metavar="C,V,R", default="3,12,12", show_default=True, help="Text windows a part reads.")
+@click.option(
+    "--windows", metavar="C,V,R", help="Text windows a part reads.  [default: 3,12,12; with --lossless 8,4,8]"
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file.")
 @loading_options
@@ -49,26 +57,53 @@ def command(
 ) -> None:
     """Find the best depth plan for MODEL, check it, and write plan, figures and report to a folder.
 
-    Give exactly one target: --speedup, --max-perplexity-ratio or --depth.
+    Give exactly one target: --speedup, --max-perplexity-ratio, --depth, or --lossless, which keeps the model as it is
+    and looks for the plan that drafts best for it.
     """
+    recipe = _recipe(model, recipe_file, settings)
+    if isinstance(recipe, LosslessRecipe):
+        _find_draft(recipe, output, resume, as_json)
+    else:
+        _find_plan(recipe, output, resume, as_json)
+
+
+def _find_plan(recipe: Recipe, output: Path, resume: bool, as_json: bool) -> None:
     from truedepth.cli.live import JobDisplay
     from truedepth.optimize import optimize
-    from truedepth.report import REPORT_FILE
     from truedepth.report.terminal import draw_plan, results_table
 
-    recipe = _recipe(model, recipe_file, settings)
     with JobDisplay() as display:
         results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
     if as_json:
         print_json(results.to_dict())
         return
+    _show(draw_plan(results.plan.to_plan()), results_table(results), output)
+
+
+def _find_draft(recipe: LosslessRecipe, output: Path, resume: bool, as_json: bool) -> None:
+    from truedepth.cli.live import JobDisplay
+    from truedepth.lossless import optimize_lossless
+    from truedepth.report.lossless.table import lossless_table
+    from truedepth.report.terminal import draw_plan
+
+    with JobDisplay() as display:
+        results = optimize_lossless(recipe, output, resume=resume, progress=display.progress)
+    if as_json:
+        print_json(results.to_dict())
+        return
+    _show(draw_plan(results.best.draft.to_plan()), lossless_table(results), output)
+
+
+def _show(drawing: RenderableType, table: RenderableType, output: Path) -> None:
+    from truedepth.report import REPORT_FILE
+
     console = Console()
-    console.print(draw_plan(results.plan.to_plan()))
-    console.print(results_table(results))
+    console.print(drawing)
+    console.print(table)
     console.print(f"The report is {output / REPORT_FILE}", soft_wrap=True, highlight=False)
 
 
-def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any]) -> Recipe:
+def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any]) -> Recipe | LosslessRecipe:
     """What the options say.
 
     Raises:
@@ -77,19 +112,32 @@ def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any
     if recipe_file is not None:
         if model is not None:
             raise UsageError("give either MODEL or --recipe, not both; the recipe names its model")
-        return Recipe.load(recipe_file)
+        return load_recipe(recipe_file)
     if model is None:
         raise UsageError("no model is given; give MODEL (such as smollm2-135m) or --recipe FILE")
-    targets = {name: settings.pop(name) for name in ("speedup", "max_perplexity_ratio", "depth")}
+    lossless = settings.pop("lossless")
+    targets = {name: settings.pop(name) for name in _TARGETS}
     given = {name: value for name, value in targets.items() if value is not None}
-    if len(given) != 1:
-        raise UsageError("give exactly one target: --speedup, --max-perplexity-ratio or --depth")
+    if len(given) + lossless != 1:
+        raise UsageError("give exactly one target: --speedup, --max-perplexity-ratio, --depth or --lossless")
+    windows = settings.pop("windows")
+    if windows is not None:
+        settings["windows"] = _windows(windows)
+    if lossless:
+        return _lossless_recipe(model, settings)
     ((target, value),) = given.items()
     moves = _moves(settings.pop("skip_only"), settings.pop("layers_parallel_only"), settings.pop("form"))
-    windows = _windows(settings.pop("windows"))
-    return Recipe.model_validate(
-        {"model": model, "target": target, "value": value, "moves": moves, "windows": windows, **settings}
-    )
+    return Recipe.model_validate({"model": model, "target": target, "value": value, "moves": moves, **settings})
+
+
+def _lossless_recipe(model: str, settings: dict[str, Any]) -> LosslessRecipe:
+    wrong = [f"--{name.replace('_', '-')}" for name in _SHALLOWER_ONLY if settings.pop(name)]
+    if wrong:
+        raise UsageError(
+            f"{' and '.join(wrong)} cannot go with --lossless, which times drafts of every kind on this machine; "
+            "leave it out"
+        )
+    return LosslessRecipe.model_validate({"model": model, **settings})
 
 
 def _moves(skip_only: bool, layers_parallel_only: bool, form: Move | None) -> tuple[Move, ...]:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from truedepth.errors import PlanError
 from truedepth.models.placement import DTYPES
-from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
+from truedepth.plan import FORMS, PREFILLS
+from truedepth.plan_text import PLAN_WORDS
 
 if TYPE_CHECKING:
     from truedepth.models.load import LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-_NOTATION = re.compile(r"[\d\s()|+-]*")
-_MISSPELT_NOTATION = re.compile(r"[\d(][^/\\]*(?<!\.yaml)(?<!\.yml)")
 
 model_argument = click.argument("model")
 """`MODEL`: whatever `truedepth.load` takes."""
@@ -57,7 +53,7 @@ def loading_options(command: Command) -> Command:
 
 
 def plan_options(command: Command) -> Command:
-    """`--plan`, `--form` and `--prefill`: the arguments of `resolve_plan`."""
+    """`--plan`, `--form` and `--prefill`: the arguments of `truedepth.plan_text.read_plan`."""
     for option in (
         click.option(
             "--prefill",
@@ -72,44 +68,11 @@ def plan_options(command: Command) -> Command:
         click.option(
             "--plan",
             metavar="PLAN",
-            help="A plan.yaml, a finished run's folder, or a notation such as '0-19 (20|21) 22-29'.",
+            help=f"Run this plan: {PLAN_WORDS}.",
         ),
     ):
         command = option(command)
     return command
-
-
-def resolve_plan(
-    text: str | None, num_layers: int, form: Form | None = None, prefill: Prefill | None = None
-) -> DepthPlan:
-    """The plan that the options of `plan_options` mean for a model of `num_layers` layers.
-
-    Args:
-        text: a plan file, a finished run's folder, a notation, or None for every layer.
-        form, prefill: override what the file says.
-
-    Raises:
-        PlanError: it cannot be read, is malformed, or is for another number of layers.
-    """
-    if text is None:
-        return DepthPlan.full(num_layers)
-    is_path = _MISSPELT_NOTATION.fullmatch(text) is None or Path(text).exists()
-    if _NOTATION.fullmatch(text) or not is_path:
-        return DepthPlan.parse(text, num_layers, form or "lp", prefill or "plan")
-    if not Path(text).exists():
-        raise PlanError(
-            f"there is no plan file or run '{text}'; give a plan.yaml, a finished run's folder, "
-            "or a notation such as '0-19 (20|21) 22-29'"
-        )
-    from truedepth.plan_file import load_plan
-
-    plan = load_plan(text)
-    if plan.num_layers != num_layers:
-        raise PlanError(
-            f"the plan in {text} is for {plan.num_layers} layers, but the model has {num_layers}; "
-            "use the model that it was made for, or make another plan"
-        )
-    return DepthPlan(plan.stages, num_layers, form or plan.form, prefill or plan.prefill)
 
 
 def load_model(model: str, **loading: Any) -> LoadedModel:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import examples, json_option, print_json, resolve_plan
+from truedepth.cli.options import examples, json_option, print_json
 from truedepth.errors import PlanError, UsageError
 from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
+from truedepth.plan_text import PLAN_WORDS, names_a_file, read_plan
 from truedepth.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from truedepth.results import Results
-
-_NOTATION = re.compile(r"[\d\s()|+-]+")
 
 
 @click.command(
@@ -28,7 +26,9 @@ _NOTATION = re.compile(r"[\d\s()|+-]+")
     )
 )
 @click.argument("target")
-@click.option("--layers", type=click.IntRange(min=1), metavar="N", help="Layers of the model, for a notation.")
+@click.option(
+    "--layers", type=click.IntRange(min=1), metavar="N", help="Layers of the model, where TARGET does not say."
+)
 @click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the file, else lp]")
 @click.option(
     "--prefill",
@@ -39,7 +39,7 @@ _NOTATION = re.compile(r"[\d\s()|+-]+")
 def command(target: str, layers: int | None, form: Form | None, prefill: Prefill | None, as_json: bool) -> None:
     """Print and draw a plan or a finished run.
 
-    TARGET is a finished run's folder, a plan.yaml, or a plan's notation.
+    TARGET is a finished run's folder or a plan: a plan.yaml, a notation, exit:8, or METHOD@VALUE.
     """
     from truedepth.results import RESULTS_FILE, Results
 
@@ -60,12 +60,12 @@ def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Pref
     from truedepth.plan_file import load_plan
 
     if layers is None:
+        if not names_a_file(target):
+            raise UsageError(f"'{target}' does not say for how many layers it is; add that, such as --layers 32")
         if not Path(target).exists():
-            if _NOTATION.fullmatch(target):
-                raise UsageError(f"'{target}' is a notation; say for how many layers, such as --layers 32")
-            raise PlanError(f"there is no '{target}'; give a finished run's folder, a plan.yaml, or a notation")
+            raise PlanError(f"there is no '{target}'; give {PLAN_WORDS}")
         layers = load_plan(target).num_layers
-    return resolve_plan(target, layers, form, prefill)
+    return read_plan(target, layers, form, prefill)
 
 
 def _show_plan(plan: DepthPlan, as_json: bool) -> None:

@@ -60,3 +60,20 @@ class KVCache:
     def keep_only(self, layers: Collection[int]) -> None:
         """Free the entries of all other layers."""
         self._held = {layer: pair for layer, pair in self._held.items() if layer in layers}
+
+    def lend(self) -> LentCache:
+        """The same entries for somebody who reads them only."""
+        return LentCache(self)
+
+
+class LentCache:
+    """The entries of a cache, not to be written."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        """Leave them as they are."""
+
+    def read(self, layer: int, rows: slice, span: int) -> tuple[Tensor, Tensor]:
+        return self._cache.read(layer, rows, span)

@@ -44,7 +44,8 @@ class Choice:
         processed = self._process(logits, sequences, [])
         if self._all_greedy(sequences):
             return most_likely(processed)
-        return draw(self._probabilities(processed, sequences)[:, 0], self._uniforms(sequences, 1)[:, 0])[:, None]
+        uniforms = _uniforms(sequences, [1] * len(sequences), 1).to(logits.device)
+        return draw(self._probabilities(processed, sequences)[:, 0], uniforms[:, 0])[:, None]
 
     def propose(
         self,
@@ -73,13 +74,13 @@ class Choice:
             confidences = _confidences(processed, columns) if with_confidence else ()
             return Proposal(columns if vocabulary is None else vocabulary[columns], None, confidences)
         probs = self._probabilities(processed, sequences)  # (B, 1, V)
-        ids = draw(probs[:, 0], self._uniforms(sequences, 1)[:, 0])[:, None]
+        # No number for a token that its sequence has no room for: what a seed gives does not depend on the batch.
+        counts = [int(len(before) < _limit(sequence)) for sequence in sequences]
+        ids = draw(probs[:, 0], _uniforms(sequences, counts, 1)[:, 0].to(logits.device))[:, None]
         found: list[float] = probs[:, 0].gather(1, ids)[:, 0].tolist() if with_confidence else []
         return Proposal(ids, probs, tuple(found))
 
-    def accept(
-        self, logits: Tensor, proposals: Many[Proposal], sequences: Many[Sequence]
-    ) -> tuple[Tensor, Tensor]:
+    def accept(self, logits: Tensor, proposals: Many[Proposal], sequences: Many[Sequence]) -> tuple[Tensor, Tensor]:
         """How many drafted tokens each sequence takes, (B,), and the target's token after them, (B,).
 
         Args:
@@ -91,7 +92,9 @@ class Choice:
             return accept_greedy(drafted, most_likely(processed))
         target = self._probabilities(processed, sequences)  # (B, d + 1, V)
         draft = torch.cat([proposal.probs for proposal in proposals if proposal.probs is not None], 1)  # (B, d, V)
-        return accept_sampled(drafted, target, draft, self._uniforms(sequences, drafted.shape[1] + 1))
+        limits = [min(_limit(sequence), len(proposals)) for sequence in sequences]
+        uniforms = _uniforms(sequences, [limit + 1 for limit in limits], len(proposals) + 1).to(logits.device)
+        return accept_sampled(drafted, target, draft, uniforms, torch.tensor(limits, device=logits.device))
 
     def _all_greedy(self, sequences: Many[Sequence]) -> bool:
         return all(self._choosers[sequence.index].greedy for sequence in sequences)
@@ -121,9 +124,17 @@ class Choice:
                 probs[row] = torch.zeros_like(probs[row]).scatter_(-1, most_likely(processed[row])[:, None], 1.0)
         return probs
 
-    def _uniforms(self, sequences: Many[Sequence], count: int) -> Tensor:
-        """(B, count)"""
-        return torch.tensor([sequence.uniforms(count) for sequence in sequences], dtype=torch.float64)
+
+def _limit(sequence: Sequence) -> int:
+    """The most drafted tokens that a sequence may take: the target always adds one."""
+    return sequence.room - 1
+
+
+def _uniforms(sequences: Many[Sequence], counts: Many[int], width: int) -> Tensor:
+    """So many of each sequence's own numbers, then zeros: (B, width), float64."""
+    drawn = [sequence.uniforms(count) for sequence, count in zip(sequences, counts, strict=True)]
+    filled = [numbers + [0.0] * (width - len(numbers)) for numbers in drawn]
+    return torch.tensor(filled, dtype=torch.float64)
 
 
 def _confidences(logits: Tensor, columns: Tensor) -> tuple[float, ...]:

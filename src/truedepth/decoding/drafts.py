@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from truedepth.decoding.heads import DraftHead, OwnHead
+from truedepth.decoding.heads import DraftHead, head_for
 from truedepth.decoding.trunk import Trunk
 from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.errors import PlanError
@@ -59,24 +60,31 @@ class Draft:
 
         Raises:
             PlanError: the draft is for another number of layers, or merges layers.
+            DraftError: the head or the vocabulary does not fit the model or the plan.
+            UsageError: both a head and a vocabulary are given.
         """
         if plan.num_layers != target.num_layers:
             raise PlanError(
                 f"the draft '{plan}' is for {plan.num_layers} layers, but the model has {target.num_layers}; "
                 "draft with a plan for this model"
             )
-        if any(stage.merged for stage in plan.stages):
+        if any(stage.merged and stage not in target.stages for stage in plan.stages):
             raise PlanError(
                 f"the draft '{plan}' merges layers, whose mean would replace the target's own weights; "
                 "draft with a plan that skips layers or runs them side by side"
             )
-        head = head or OwnHead(trunk, vocabulary)
+        head = head_for(plan, trunk, head, vocabulary)
         head_stages = trunk.adopt(head.layers)
         common = _common_prefix(plan, target) if share else 0
         alone = plan.stages[common:] + head_stages
-        targets = set(target.layers_used) if share else set()
-        kept = frozenset(layer for stage in alone for layer in stage.layers if layer not in targets)
+        targets = _with_entries(target.stages) if share else frozenset()
+        kept = _with_entries(alone) - targets
         return cls(plan, plan.stages[:common], alone, target.stages[common:], kept, head)
+
+
+def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:
+    """The layers that have cache entries: a merged stage is one layer, the first of its own."""
+    return frozenset(layer for stage in stages for layer in (stage.layers[:1] if stage.merged else stage.layers))
 
 
 def _common_prefix(one: DepthPlan, other: DepthPlan) -> int:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from collections.abc import Sequence as Many
-from types import TracebackType
 from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from truedepth.decoding.adaptive import Adaptive
+from truedepth.decoding.capture import record_cuda_graph
 from truedepth.decoding.choice import Choice
 from truedepth.decoding.decoder import Decoder, Update
 from truedepth.decoding.drafts import Draft
 from truedepth.decoding.heads import DraftHead
-from truedepth.decoding.pacing import FixedLength, Never, Pacer
+from truedepth.decoding.pacing import Never, Pacer
 from truedepth.decoding.packing import Packing, can_pack
 from truedepth.decoding.request import Request
 from truedepth.decoding.result import GenerationResult
@@ -21,7 +22,7 @@ from truedepth.decoding.sampling import Chooser
 from truedepth.decoding.sequences import Sequence
 from truedepth.decoding.text import TextWriter
 from truedepth.decoding.trunk import Trunk
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.decoding.vocabulary import DraftVocabulary, end_ids_of
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, causal_lm
@@ -64,6 +65,8 @@ class Engine:
         packs = can_pack(embedding.weight.device, embedding.weight.dtype)
         self._packing = Packing(core, family) if packs else None
         self.trunk = Trunk(core, self._packing)
+        self._drafts: dict[Hashable, Draft] = {}
+        self._pacers: dict[tuple[Draft, ...], Pacer] = {}
 
     def draft(
         self,
@@ -73,10 +76,13 @@ class Engine:
         vocabulary: DraftVocabulary | None = None,
         share: bool = True,
     ) -> Draft:
-        """Prepare a draft; see `Draft.of`."""
+        """Prepare a draft, once for the same arguments; see `Draft.of`."""
         if plan.groups:
             self.trunk.family.require(plan.form)
-        return Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+        key = (plan, head, vocabulary, share)
+        if key not in self._drafts:
+            self._drafts[key] = Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+        return self._drafts[key]
 
     def generate(
         self,
@@ -90,7 +96,7 @@ class Engine:
 
         Args:
             drafts: what to speculate with; none: plain decoding.
-            pacer: how many tokens to draft when; None: four each time.
+            pacer: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
             choosers: one for each request, in place of what its sampling says.
 
         Returns:
@@ -115,9 +121,17 @@ class Engine:
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
         choosers = choosers or [Chooser.of(sequence.request.sampling) for sequence in sequences]
-        pacer = pacer or (FixedLength(4) if drafts else Never())
+        if pacer is None or not drafts:
+            pacer = self._pacer(tuple(drafts))
         choice = Choice(choosers, self.trunk.vocabulary_size)
-        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice).steps()
+        record = record_cuda_graph if self.trunk.device.type == "cuda" else None
+        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record).steps()
+
+    def _pacer(self, drafts: tuple[Draft, ...]) -> Pacer:
+        """One for each choice of drafts, which goes on learning from call to call."""
+        if drafts not in self._pacers:
+            self._pacers[drafts] = Adaptive(len(drafts)) if drafts else Never()
+        return self._pacers[drafts]
 
     def sequences(self, requests: Many[Request]) -> list[Sequence]:
         """Sequences for `steps`, one for each request.
@@ -131,6 +145,7 @@ class Engine:
 
     def _sequence(self, index: int, request: Request) -> Sequence:
         check_context(self.model.config, len(request.prompt_ids), request.max_new_tokens)
+        _check_tokens(request.prompt_ids, self.trunk.vocabulary_size)
         ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
@@ -140,8 +155,7 @@ class Engine:
     @property
     def end_ids(self) -> frozenset[int]:
         """The tokens that end a text, by the model's generation configuration."""
-        end: int | list[int] | None = getattr(self.model.generation_config, "eos_token_id", None)
-        return frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
+        return end_ids_of(self.model)
 
     def close(self) -> None:
         """Put the model's weights back, bit for bit. The engine cannot be used afterwards."""
@@ -152,7 +166,7 @@ class Engine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -173,11 +187,23 @@ def check_context(config: Any, read: int, max_new_tokens: int) -> None:
     )
 
 
+def _check_tokens(ids: Many[int], vocabulary_size: int) -> None:
+    unknown = next((token for token in ids if not 0 <= token < vocabulary_size), None)
+    if unknown is not None:
+        raise UsageError(
+            f"the prompt has token {unknown}, but the model knows tokens 0 to {vocabulary_size - 1}; "
+            "use the model's own tokenizer"
+        )
+
+
 def _check_target(target: DepthPlan, num_layers: int, running: DepthPlan | None) -> None:
     if target.num_layers != num_layers:
         raise PlanError(
             f"the plan '{target}' is for {target.num_layers} layers, but the model has {num_layers}; "
             "make a plan for this model"
         )
-    if any(stage.merged for stage in target.stages) and target != running:
-        raise PlanError(f"the plan '{target}' merges layers; run truedepth.apply(model, plan) first")
+    merged = {stage for stage in target.stages if stage.merged}
+    if merged != {stage for stage in (running.stages if running else ()) if stage.merged}:
+        raise PlanError(
+            f"the plan '{target}' merges other layers than the model now does; run truedepth.apply(model, plan) first"
+        )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-
 @dataclass(frozen=True, slots=True)
 class Round:
     """What a step did and took, for a pacer to learn from.

@@ -6,20 +6,20 @@ model is packed, each weight exists in the packed layout only; `unpack` puts the
 Three more things make a step faster, and change no number but by rounding:
 
 - Projections of the same input (q, k and v; gate and up) are one product. The first of them to be called computes all.
-- Fewer rows than `LEAST_ROWS` are filled up to it: oneDNN's kernels for one to three rows are slower than that for four.
+- Fewer rows than `LEAST_ROWS` are filled up to it: oneDNN's kernels for one to three rows are slower than for four.
 - A table that is both embedding and LM head is packed in blocks, and a token's row is unpacked from its block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.errors import TruedepthError
+from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
 
 LEAST_ROWS = 4
@@ -56,24 +56,34 @@ class Packing:
     """A model whose linear layers are packed, until `unpack`."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
+        if any(is_hollow(parameter) for parameter in model.parameters()):
+            raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
         self._packed: list[_Together | _Table] = []
-        with torch.no_grad():
-            for layer in family.decoder_layers(model):
-                for members in _products_of(layer, family):
-                    self._packed.append(_Together(members))
-            head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
-            if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
-                tied = head.weight is embedding.weight
-                self._packed.append(_Table(head, embedding) if tied else _Together([head]))
+        self._family = family
+        self.add(family.decoder_layers(model))
+        head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
+        if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
+            tied = head.weight is embedding.weight
+            with torch.inference_mode(False), torch.no_grad():
+                self._head = _Table(head, embedding) if tied else _Together([head])
+            self._packed.append(self._head)
+
+    def add(self, modules: Iterable[nn.Module]) -> None:
+        """Pack the linear modules in some modules too, such as further decoder layers; not those packed already."""
+        with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
+            for module in modules:
+                for members in _products_of(module, self._family):
+                    if not is_hollow(members[0].weight):
+                        self._packed.append(_Together(members))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
-        return self._packed[-1].rows(ids)
+        return self._head.rows(ids)
 
     def unpack(self) -> None:
         """Put every weight back, bit for bit."""
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             while self._packed:
                 self._packed.pop().unpack()
         self._guard.remove()
@@ -104,15 +114,22 @@ def _pack(weight: Tensor) -> Tensor:
 def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """rows @ weight.T + bias: (M, K) to (M, N)."""
     count = rows.shape[0]
-    if count < LEAST_ROWS:
+    if count == 1:
+        rows = rows.expand(LEAST_ROWS, -1)  # cheaper than padding, and as good
+    elif count < LEAST_ROWS:
         rows = nn.functional.pad(rows, (0, 0, 0, LEAST_ROWS - count))
     product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
     return product[:count]
 
 
-def _hollow_out(parameter: nn.Parameter) -> None:
+def _hollow_out(parameter: Tensor) -> None:
     """Free a parameter's memory, keeping its shape."""
     parameter.data = torch.full((1,), _HOLLOW, dtype=parameter.dtype).expand(parameter.shape)
+
+
+def is_hollow(parameter: Tensor) -> bool:
+    """Whether a parameter's numbers are in the packed layout only."""
+    return parameter.dim() == 2 and parameter.numel() > 1 and parameter.stride() == (0, 0)
 
 
 class _Together:
@@ -121,14 +138,15 @@ class _Together:
     def __init__(self, members: list[nn.Linear]) -> None:
         self.members = members
         self.sizes = [member.out_features for member in members]
-        self.packed = _pack(torch.cat([member.weight for member in members]) if members[1:] else members[0].weight)
-        biases = [member.bias for member in members if member.bias is not None]
+        weights = tuple(member.weight for member in members)
+        self.packed = _pack(torch.cat(weights) if weights[1:] else weights[0])
+        biases = tuple(member.bias for member in members if member.bias is not None)
         self.bias = torch.cat(biases).detach() if biases else None
         self._given: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         for index, member in enumerate(members):
             _hollow_out(member.weight)
-            member.forward = partial(self._forward, index)  # type: ignore[method-assign]
+            vars(member)["forward"] = partial(self._forward, index)
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         """(..., K) to (..., N): the output of one member."""
@@ -150,7 +168,7 @@ class _Together:
         dense = self.packed.to_dense()
         for member, weight in zip(self.members, dense.split(self.sizes), strict=True):
             member.weight.data = weight.clone() if self.members[1:] else weight
-            del member.forward
+            del vars(member)["forward"]
 
 
 class _Table:
@@ -162,9 +180,9 @@ class _Table:
         self.blocks = [_pack(block) for block in head.weight.split(_BLOCK)]
         _hollow_out(head.weight)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
-        self.padding, embedding.padding_idx = embedding.padding_idx, None  # type: ignore[assignment]
-        head.forward = self._logits  # type: ignore[method-assign]
-        embedding.forward = self._embed  # type: ignore[method-assign]
+        self.padding, embedding.padding_idx = embedding.padding_idx, None
+        vars(head)["forward"] = self._logits
+        vars(embedding)["forward"] = self._embed
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., V)."""
@@ -197,4 +215,4 @@ class _Table:
     def unpack(self) -> None:
         self.embedding.padding_idx = self.padding
         self.head.weight.data = torch.cat([block.to_dense() for block in self.blocks])
-        del self.head.forward, self.embedding.forward
+        del vars(self.head)["forward"], vars(self.embedding)["forward"]

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
-"""`stop`: an end token, a stop token or a stop string. `length`: as many new tokens as were asked for."""
+FinishReason = Literal["stop", "length", "cancelled"]
+"""`stop`: an end token, a stop token or a stop string. `length`: as many new tokens as were asked for. `cancelled`:
+neither, since decoding was broken off."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +21,7 @@ from transformers.generation.logits_process import (
 
 from truedepth.errors import DecodingError, UsageError
 
-_BY_SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
+BY_SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Sampling:
         """The same in terms of `transformers`, in its order."""
         found = LogitsProcessorList()
         if self.repetition_penalty != 1:
-            found.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+            found.append(RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty)))
         if self.temperature not in (0, 1):
-            found.append(TemperatureLogitsWarper(self.temperature))
+            found.append(TemperatureLogitsWarper(float(self.temperature)))
         if self.top_k is not None:
             found.append(TopKLogitsWarper(self.top_k))
         if self.top_p is not None:
@@ -91,7 +93,8 @@ class Chooser:
 
     @classmethod
     def of(cls, sampling: Sampling) -> Chooser:
-        return cls(sampling.temperature == 0, sampling.processors())
+        """The same one for all that sample alike, so that they can be processed together."""
+        return _chooser(replace(sampling, seed=None))
 
     def process(self, logits: Tensor, contexts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """The logits that choices are made from.
@@ -110,15 +113,22 @@ class Chooser:
         if not self.processors:
             return logits
         batch, tokens, size = logits.shape
-        if all(type(processor) in _BY_SCORES_ALONE for processor in self.processors):
-            nothing = logits.new_empty(batch * tokens, 0, dtype=torch.long)
+        if all(type(processor) in BY_SCORES_ALONE for processor in self.processors):
+            nothing: Any = logits.new_empty(batch * tokens, 0, dtype=torch.long)  # it asks for a LongTensor
             return self.processors(nothing, logits.reshape(-1, size)).view(batch, tokens, size)
-        rows = [
-            self.processors(torch.tensor([context], device=logits.device), scores[None])[0]
-            for sequence, own in zip(logits, contexts, strict=True)
-            for scores, context in zip(sequence, own, strict=True)
-        ]
-        return torch.stack(rows).view(batch, tokens, size)
+        before = [context for own in contexts for context in own]  # B * T
+        scores = logits.reshape(-1, size)
+        processed = torch.empty_like(scores)
+        for length in {len(context) for context in before}:
+            places = [place for place, context in enumerate(before) if len(context) == length]
+            ids: Any = torch.tensor([before[place] for place in places], device=logits.device)
+            processed[places] = self.processors(ids, scores[places])
+        return processed.view(batch, tokens, size)
+
+
+@lru_cache(maxsize=256)
+def _chooser(sampling: Sampling) -> Chooser:
+    return Chooser(sampling.temperature == 0, sampling.processors())
 
 
 def most_likely(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from truedepth.decoding.request import Request
 from truedepth.decoding.result import FinishReason, GenerationResult, Step, Timings
 
 if TYPE_CHECKING:
-    from truedepth.decoding.text import TextWriter
+    from truedepth.decoding.text import Watcher
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Sequence:
     index: int
     request: Request
     ends: frozenset[int]
-    writer: TextWriter | None
+    writer: Watcher | None
     tokens: list[int] = field(init=False)
     from_draft: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -111,7 +111,7 @@ class Sequence:
         return GenerationResult(
             token_ids=tuple(self.tokens[len(self.request.prompt_ids) :]),
             text="" if self.writer is None else self.writer.finish(),
-            finish_reason=self.finish_reason or "length",
+            finish_reason=self.finish_reason or "cancelled",
             prompt_tokens=len(self.request.prompt_ids),
             from_draft=tuple(self.from_draft),
             steps=tuple(self.steps),

@@ -7,22 +7,22 @@ adds is what a model's forward would compute around them, where each sequence st
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from truedepth.decoding.attention import installed
-from truedepth.decoding.caches import KVCache
+from truedepth.decoding.caches import KVCache, LentCache
 from truedepth.decoding.packing import Packing
 from truedepth.families import family_of
 from truedepth.models.rewire import call_layer
 from truedepth.models.stages import run_group, to_logits
 from truedepth.plan import Form, Stage
 
-CacheOf = Callable[[int], KVCache]
+CacheOf = Callable[[int], KVCache | LentCache]
 """Where a layer keeps its entries."""
 
 
@@ -45,7 +45,20 @@ class Place:
     slots: Tensor
     span: int
     masks: Mapping[int | None, Tensor | None]
-    rotary: Mapping[str, Any]
+    rotary: Mapping[str, tuple[Tensor, Tensor]]
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors, in a fixed order."""
+        masks = [mask for mask in self.masks.values() if mask is not None]
+        return [self.positions, self.slots, *masks, *(part for pair in self.rotary.values() for part in pair)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Place:
+        """The same place with other tensors, in the order of `tensors`."""
+        positions, slots, *others = tensors
+        left = iter(others)
+        masks = {window: None if mask is None else next(left) for window, mask in self.masks.items()}
+        rotary = {kind: (next(left), next(left)) for kind in self.rotary}
+        return replace(self, positions=positions, slots=slots, masks=masks, rotary=rotary)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,14 @@ class _Window:
         return cache.read(layer, self.place.rows, self.place.span)
 
 
+class RunStages(Protocol):
+    """`Trunk.run`, or what stands for it."""
+
+    def __call__(
+        self, stages: Sequence[Stage], form: Form, hidden: Tensor, place: Place, cache_of: CacheOf
+    ) -> Tensor: ...
+
+
 class Trunk:
     """A model's modules, to be run stage by stage.
 
@@ -73,9 +94,9 @@ class Trunk:
         self._packing = packing
         self.family = family_of(model.config)
         self.layers = self.family.decoder_layers(model)
-        self.device: torch.device = model.get_submodule(self.family.embedding).weight.device  # type: ignore[assignment]
-        self._embedding = model.get_submodule(self.family.embedding)
-        self._rotary = model.get_submodule(self.family.rotary)
+        self._embedding: Any = model.get_submodule(self.family.embedding)
+        self._rotary: Any = model.get_submodule(self.family.rotary)
+        self.device: torch.device = model.device
         kinds = getattr(model.config, "layer_types", None) or ["full_attention"] * len(self.layers)
         self._kinds: list[str] = list(kinds)
         entries = DynamicCache(config=model.config).layers
@@ -111,29 +132,45 @@ class Trunk:
         return rows
 
     def adopt(self, layers: Sequence[nn.Module]) -> tuple[Stage, ...]:
-        """Take further decoder layers of the model's kind, numbered after its own; returns a stage for each."""
-        first = len(self.layers)
-        for index, layer in enumerate(layers, first):
-            layer.get_submodule(self.family.attention.module).layer_idx = index  # type: ignore[assignment]
-        self.layers += layers
-        self._kinds += [self._kinds[-1]] * len(layers)
-        self._windows += [self._windows[-1]] * len(layers)
-        return tuple(Stage((index,)) for index in range(first, len(self.layers)))
+        """Take further decoder layers of the model's kind, numbered after its own; returns a stage for each.
 
-    def place(self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0) -> Place:
+        A layer that was taken before keeps its number.
+        """
+        self.pack(layers)
+        for layer in layers:
+            if not any(layer is known for known in self.layers):
+                attention: Any = layer.get_submodule(self.family.attention.module)
+                attention.layer_idx = len(self.layers)
+                self.layers.append(layer)
+                self._kinds.append(self._kinds[-1])
+                self._windows.append(self._windows[-1])
+        numbers = {id(layer): index for index, layer in enumerate(self.layers)}
+        return tuple(Stage((numbers[id(layer)],)) for layer in layers)
+
+    def pack(self, modules: Sequence[nn.Module]) -> None:
+        """Pack the linear modules of a head, where the model's are packed; unpacked with them."""
+        if self._packing is not None:
+            self._packing.add(modules)
+
+    def place(
+        self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0, stride: int | None = None
+    ) -> Place:
         """Where `tokens` new tokens of each sequence stand.
 
         Args:
             starts: position of each sequence's first new token.
             capacity: of the caches that will be written.
             first_row: the first sequence's row in them.
+            stride: make the span a multiple of this (or the capacity), for steps of the same shape; None: as it is.
         """
         batch, span = len(starts), max(starts) + tokens
+        if stride is not None:
+            span = min(capacity, -(-span // stride) * stride)
         first = torch.tensor(starts, device=self.device)[:, None]  # (B, 1)
         positions = first + torch.arange(tokens, device=self.device)  # (B, T)
         rows = torch.arange(first_row, first_row + batch, device=self.device)[:, None]
         dtype = self._embedding.weight.dtype
-        even = min(starts) == max(starts) and (tokens == 1 or starts[0] == 0)
+        even = stride is None and min(starts) == max(starts) and (tokens == 1 or starts[0] == 0)
         masks = {
             window: None if even and (window is None or span <= window) else _mask(positions, span, window, dtype)
             for window in set(self._windows)

@@ -97,14 +97,7 @@ def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> 
     Raises:
         TextError: the file cannot be read, is not UTF-8, or is too short.
     """
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise TextError(f"cannot read text file '{path}': {error.strerror}; give a readable file") from None
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"text file '{path}' is not UTF-8: byte {error.start} cannot be read; convert it, for example with iconv"
-        ) from None
+    text = read_text_file(path)
     needed = sum(sizes)
     windows = _windows(tokenizer, [text], needed)
     if len(windows) < needed:
@@ -115,6 +108,22 @@ def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> 
         )
     calibration, validation, report = windows.split(list(sizes))
     return Texts(str(path), calibration, validation, report)
+
+
+def read_text_file(path: Path) -> str:
+    """A user's text file (UTF-8).
+
+    Raises:
+        TextError: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise TextError(f"cannot read text file '{path}': {error.strerror}; give a readable file") from None
+    except UnicodeDecodeError as error:
+        raise TextError(
+            f"text file '{path}' is not UTF-8: byte {error.start} cannot be read; convert it, for example with iconv"
+        ) from None
 
 
 def _topics() -> list[str]:

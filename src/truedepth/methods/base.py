@@ -79,6 +79,9 @@ class Method(BaseModel, ABC):
 class LayerMethod(Method):
     """A method that needs only the number of layers."""
 
+    shorthand: ClassVar[str | None] = None
+    """The parameter that VALUE in the shorthand `NAME@VALUE` gives; None: one value is not enough."""
+
     @abstractmethod
     def plan(self, num_layers: int) -> DepthPlan:
         """The plan for a model of `num_layers` layers.

@@ -26,6 +26,7 @@ class EarlyExit(LayerMethod):
     name: ClassVar[str] = "early-exit"
     summary: ClassVar[str] = "run the first layers only"
     source: ClassVar[str] = "arXiv 2404.16710"
+    shorthand: ClassVar[str | None] = "exit"
 
     exit: int = Field(ge=1, description="E: how many of the first layers are kept")
 

@@ -36,6 +36,7 @@ class LayerParallel(LayerMethod):
     name: ClassVar[str] = "layer-parallel"
     summary: ClassVar[str] = "run consecutive layers side by side, in pairs or wider groups"
     source: ClassVar[str] = "arXiv 2502.02790"
+    shorthand: ClassVar[str | None] = "depth"
 
     end: int | None = Field(
         default=None,

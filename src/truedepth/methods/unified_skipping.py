@@ -34,6 +34,7 @@ class UnifiedSkipping(LayerMethod):
     name: ClassVar[str] = "unified-skipping"
     summary: ClassVar[str] = "run evenly spaced layers while decoding; the prompt runs all of them"
     source: ClassVar[str] = "arXiv 2404.06954"
+    shorthand: ClassVar[str | None] = "speedup"
 
     speedup: float | None = Field(
         default=None,

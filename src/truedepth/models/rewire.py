@@ -135,7 +135,7 @@ def restore(model: ModelT) -> ModelT:
                 parameter.copy_(saved)
     for layer in slotted:
         del layer._truedepth_slot
-        layer.__class__ = type(layer).__mro__[2]
+        layer.__class__ = layer_class(layer)  # type: ignore[assignment]
     return model
 
 
@@ -159,6 +159,11 @@ def call_layer(layer: nn.Module, hidden: Tensor, inputs: LayerInputs) -> Tensor:
     """One decoder layer as it came, whatever plan its model runs: (B, T, D) to (B, T, D)."""
     output = layer._truedepth_call(hidden, **inputs) if isinstance(layer, _SlottedLayer) else layer(hidden, **inputs)
     return output[0] if isinstance(output, tuple) else output
+
+
+def layer_class(layer: nn.Module) -> type[nn.Module]:
+    """The class of a decoder layer as it came, whatever plan its model runs."""
+    return type(layer).__mro__[2] if isinstance(layer, _SlottedLayer) else type(layer)
 
 
 @functools.cache

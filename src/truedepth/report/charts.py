@@ -51,7 +51,7 @@ def frontier_chart(results: Results) -> go.Figure:
     path = _path(results)
     bottom, top, ceiling = _ratio_range(rows, path)
     left, right = _speedup_range(rows, path)
-    figure = go.Figure(layout=_layout("speedup of decoding", "perplexity, relative to the unmodified model"))
+    figure = go.Figure(layout=chart_layout("speedup of decoding", "perplexity, relative to the unmodified model"))
     figure.update_xaxes(range=[left, right], ticksuffix=wording.TIMES, nticks=8)
     figure.update_yaxes(
         type="log",
@@ -70,7 +70,7 @@ def frontier_chart(results: Results) -> go.Figure:
 
 def influence_chart(results: Results) -> go.Figure:
     """The block influence of each layer as bars, coloured by what the plan does with the layer."""
-    figure = go.Figure(layout=_layout("layer", "block influence"))
+    figure = go.Figure(layout=chart_layout("layer", "block influence"))
     of_layer = roles(results.plan.to_plan())
     for role in ROLE_COLOURS:
         layers = [layer for layer, at in enumerate(of_layer) if at == role and layer < len(results.influence)]
@@ -90,7 +90,7 @@ def influence_is_log(influence: Sequence[float]) -> bool:
     return bool(ordered) and ordered[0] > 0 and ordered[-1] > 12 * ordered[len(ordered) // 2]
 
 
-def _layout(x_title: str, y_title: str) -> dict[str, Any]:
+def chart_layout(x_title: str, y_title: str) -> dict[str, Any]:
     axis = {"fixedrange": True, "zeroline": False, "ticks": "", "automargin": True}
     return {
         "template": "none",
@@ -156,7 +156,7 @@ def _speedup_range(rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, floa
     return min(speeds) - 0.08 * span, max(speeds) + 0.08 * span
 
 
-def _hover(name: str, notation: str, lines: Sequence[str]) -> str:
+def hover_text(name: str, notation: str, lines: Sequence[str]) -> str:
     """Hover text; plotly reads a subset of HTML, so what comes from users is escaped."""
     wrapped = "<br>".join(html.escape(line) for line in textwrap.wrap(notation, 44) or [""])
     figures = "<br>".join(html.escape(line) for line in lines)
@@ -171,7 +171,7 @@ def _path_trace(path: Sequence[tuple[FrontierPoint, float]]) -> go.Scatter:
         line={"color": FOUND, "width": 2},
         marker={"color": FOUND, "size": 5},
         hovertemplate=[
-            _hover(
+            hover_text(
                 "on the search's path",
                 point.notation,
                 [
@@ -198,7 +198,7 @@ def _point(row: Row, peer_symbol: str, ceiling: float) -> go.Scatter:
         mode="markers",
         marker=style,
         cliponaxis=False,
-        hovertemplate=_hover(
+        hovertemplate=hover_text(
             row.name,
             row.plan.notation,
             [

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from truedepth.files import write_atomic
 from truedepth.plan_file import PLAN_FILE
 from truedepth.report import wording
 from truedepth.report.charts import ROLE_COLOURS, frontier_chart, influence_chart, influence_is_log
 from truedepth.report.comparison import comparison
+from truedepth.report.page import Part, chart_data, cost_parts, readable_date, render_page
 from truedepth.report.picture import ROLE_WORDS, slots
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from truedepth.results import CostRecord, Results, SpeedRecord
 
 
@@ -33,16 +27,6 @@ class _Change:
     base: str
     plan: str
     ratio: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a decode step and what it costs; `share` scales its bar, 0 to 1."""
-
-    name: str
-    seconds: str
-    remark: str
-    share: float
 
 
 def write_report(results: Results, path: Path) -> None:
@@ -59,22 +43,8 @@ def write_report(results: Results, path: Path) -> None:
 
 def render_report(results: Results, plan_file: Path) -> str:
     """The report as a string; `plan_file` is what its command lines call the plan."""
-    environment = Environment(
-        loader=PackageLoader("truedepth.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": wording.number,
-        "perplexity": wording.perplexity,
-        "times": wording.times,
-        "percent": wording.percent,
-        "size": wording.size,
-        "duration": wording.duration,
-    }
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         results=results,
         plan=results.plan.to_plan(),
         words=wording,
@@ -85,32 +55,11 @@ def render_report(results: Results, plan_file: Path) -> str:
         speeds=_speeds(results.base_speed, results.plan_speed),
         costs=_costs(results.cost),
         commands=_commands(results, plan_file),
-        created=_date(results.created),
+        created=readable_date(results.created),
         influence_is_log=influence_is_log(results.influence),
-        frontier_chart=_data(frontier_chart(results)),
-        influence_chart=_data(influence_chart(results)) if results.influence else None,
-        plotly_js=_plotly_js(),
+        frontier_chart=chart_data(frontier_chart(results)),
+        influence_chart=chart_data(influence_chart(results)) if results.influence else None,
     )
-
-
-def _plotly_js() -> Markup:
-    from plotly.offline import get_plotlyjs
-
-    return Markup(get_plotlyjs())  # the library's own file, which holds no closing script tag
-
-
-def _data(figure: go.Figure) -> dict[str, Any]:
-    """A figure as plain data; Jinja's `tojson` makes it safe inside a script element."""
-    loaded: dict[str, Any] = json.loads(figure.to_json())
-    return loaded
-
-
-def _date(created: str) -> str:
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
 def _speeds(base: SpeedRecord | None, plan: SpeedRecord | None) -> tuple[_Change, ...]:
@@ -137,19 +86,16 @@ def _speeds(base: SpeedRecord | None, plan: SpeedRecord | None) -> tuple[_Change
     )
 
 
-def _costs(cost: CostRecord) -> tuple[_Part, ...]:
-    parts = [("Everything outside the layers", cost.fixed_seconds), ("One layer", cost.layer_seconds)]
-    parts += [(f"Two layers side by side, form {form}", seconds) for form, seconds in cost.pair_seconds.items()]
-    longest = max(seconds for _, seconds in parts) or 1.0
+def _costs(cost: CostRecord) -> tuple[Part, ...]:
     layer = cost.layer_seconds
-    return tuple(
-        _Part(
-            name,
-            wording.duration(seconds),
-            f"{wording.times(seconds / layer)} one layer" if index != 1 and layer else "",
-            seconds / longest,
-        )
-        for index, (name, seconds) in enumerate(parts)
+
+    def remark(seconds: float) -> str:
+        return f"{wording.times(seconds / layer)} one layer" if layer else ""
+
+    pairs = {f"Two layers side by side, form {form}": seconds for form, seconds in cost.pair_seconds.items()}
+    outside = ("Everything outside the layers", cost.fixed_seconds, remark(cost.fixed_seconds))
+    return cost_parts(
+        [outside, ("One layer", layer, ""), *((name, seconds, remark(seconds)) for name, seconds in pairs.items())]
     )
 
 

@@ -17,6 +17,7 @@ from truedepth.report.comparison import Row, comparison
 from truedepth.report.picture import ROLE_WORDS, Role, Slot, slots
 
 if TYPE_CHECKING:
+    from truedepth.decoding.result import GenerationResult
     from truedepth.results import Results
 
 _STYLES: dict[Role, str] = {
@@ -165,3 +166,38 @@ def _cells(row: Row) -> tuple[Text, ...]:
         wording.percent(row.agreement, 1),
     )
     return (Text(row.name), *map(Text, figures))
+
+
+def decoding_table(result: GenerationResult) -> RenderableType:
+    """Where the time of a text went, and what of its draft was accepted."""
+    timings = result.timings
+    parts = {
+        "prompt": timings.prefill,
+        "drafting": timings.draft,
+        "verifying": timings.verify,
+        "plain steps": timings.plain,
+    }
+    parts["other"] = max(0.0, timings.total - sum(parts.values()))
+    times = Table("time", box=None, pad_edge=False, header_style="dim")
+    times.add_column("", justify="right")
+    times.add_column("share", justify="right")
+    for name, seconds in {**parts, "total": timings.total}.items():
+        times.add_row(name, wording.duration(seconds), wording.percent(seconds / (timings.total or 1)))
+    rounds = sum(step.drafted > 0 for step in result.steps)
+    return Group(
+        times, Text(f"{rounds} rounds of drafting, {len(result.steps) - rounds} plain steps"), *_places(result)
+    )
+
+
+def _places(result: GenerationResult) -> Iterator[Table]:
+    """How many of the first drafted tokens were accepted, of the second, ..."""
+    shares = result.acceptance_by_position
+    if not shares:
+        return
+    table = Table("drafted token", box=None, pad_edge=False, header_style="dim")
+    table.add_column("drafted", justify="right")
+    table.add_column("accepted", justify="right")
+    for place, share in enumerate(shares, 1):
+        drafted = sum(step.drafted >= place for step in result.steps)
+        table.add_row(str(place), str(drafted), wording.percent(share))
+    yield table

@@ -1,0 +1,71 @@
+"""How to speculate, as a user says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+from truedepth.decoding.decoder import MOST_DRAFTED
+from truedepth.decoding.drafts import Draft
+from truedepth.decoding.engine import Engine
+from truedepth.decoding.heads import DraftHead, ExitHead
+from truedepth.decoding.pacing import FixedLength, Pacer
+from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.errors import UsageError
+from truedepth.plan import DepthPlan
+from truedepth.plan_text import read_plan
+
+DraftLike = str | DepthPlan | Draft
+"""A draft as `read_plan` reads it, its plan, or one that `Engine.draft` prepared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speculation:
+    """What drafts, and how much.
+
+    Attributes:
+        draft: one draft, or several to choose from at each step; None: the plan that the exit head was trained for,
+            and plain decoding where there is no head.
+        draft_length: tokens drafted each time; None: what pays, by what is seen.
+        head: a trained exit head; None: the model's own norm and head.
+        vocabulary: the tokens that may be drafted; None: all.
+
+    Raises:
+        UsageError: a length that is out of range, a length for several drafts, or any of these without a draft.
+    """
+
+    draft: DraftLike | Many[DraftLike] | None = None
+    draft_length: int | None = None
+    head: DraftHead | None = None
+    vocabulary: DraftVocabulary | None = None
+
+    def __post_init__(self) -> None:
+        given = {"a draft length": self.draft_length, "an exit head": self.head, "a draft vocabulary": self.vocabulary}
+        for what, value in given.items():
+            if value is not None and not self._drafts:
+                raise UsageError(f"{what} is given, but no draft; give a draft such as exit:8 too")
+        if self.draft_length is not None and not 1 <= self.draft_length <= MOST_DRAFTED:
+            raise UsageError(f"the draft length is {self.draft_length}; it must be 1 to {MOST_DRAFTED}")
+        if self.draft_length is not None and len(self._drafts) > 1:
+            raise UsageError("a draft length is given with several drafts; give one draft, or leave out the length")
+
+    @property
+    def _drafts(self) -> tuple[DraftLike, ...]:
+        if self.draft is None:
+            return (self.head.exit,) if isinstance(self.head, ExitHead) else ()
+        return (self.draft,) if isinstance(self.draft, DraftLike) else tuple(self.draft)
+
+    def prepare(self, engine: Engine) -> tuple[tuple[Draft, ...], Pacer | None]:
+        """The drafts, ready for an engine, and what paces them; None: the engine's own pacer for them.
+
+        Raises:
+            PlanError, MethodError, DraftError: a draft that cannot be read, or does not fit the model.
+        """
+        drafts = tuple(self._prepare(draft, engine) for draft in self._drafts)
+        return drafts, None if self.draft_length is None else FixedLength(self.draft_length)
+
+    def _prepare(self, draft: DraftLike, engine: Engine) -> Draft:
+        if isinstance(draft, Draft):
+            return draft
+        plan = read_plan(draft, engine.target.num_layers) if isinstance(draft, str) else draft
+        return engine.draft(plan, head=self.head, vocabulary=self.vocabulary)

@@ -1,0 +1,240 @@
+"""Where drafts would agree with the target: looked up in texts that the target has written, without drafting.
+
+At each place of such a text, a draft is given the target's own tokens. While it agrees, that is what it would see
+when it really drafts, so runs of agreement are what the target would accept.
+
+The states are those of real drafting too: a draft reads the target's cache entries of the tokens before (see
+`truedepth.decoding.drafts.Draft`) and its own of the token that it stands on. For an exit the two are the same, and
+agreement is exact. Other drafts read, for the tokens that they have drafted in the same round, their own entries
+instead of the target's: from the second drafted token on, their agreement is an approximation, on the high side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from truedepth.decoding.caches import KVCache
+from truedepth.decoding.engine import Engine
+from truedepth.decoding.request import Request
+from truedepth.decoding.trunk import Place, Trunk
+from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.evaluation.agreement import Agreement
+from truedepth.evaluation.calibration import key_of
+from truedepth.measuring.step_costs import shared_stages
+from truedepth.plan import DepthPlan, Form, Stage
+from truedepth.progress import Progress, silent
+
+Text = tuple[Sequence[int], Sequence[int]]
+"""A prompt, and what the target wrote after it."""
+
+WHOLE = "whole"
+"""What the whole vocabulary is called where sizes are text."""
+
+
+def write_texts(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Text]:
+    """Let the target write on from prompts, greedily, as one batch.
+
+    Raises:
+        UsageError: prompt and new tokens do not fit the model's context.
+    """
+    results = engine.generate([Request(prompt, max_new_tokens=new_tokens) for prompt in prompts])
+    return [(prompt, result.token_ids) for prompt, result in zip(prompts, results, strict=True)]
+
+
+@dataclass
+class TargetTexts:
+    """The `DraftEvidence` of a real model. Made by `read_target_texts`.
+
+    Attributes:
+        trunk: the model.
+        tokens: what the target wrote but for its first token, (N, T) int64, filled up with zeros.
+        lengths: how many of them are real, by text.
+        place: where the tokens stand after which the target wrote those.
+        cache: the target's entries of the texts.
+        hidden: what goes into each layer at those places and, last, what comes out of the last: L + 1 times (N, T, D).
+        vocabularies: of drafts, by size.
+        remembered_losses: by `key_of` a plan. Preset it to go on from an earlier run.
+        remembered_agreements: rows by size of the vocabulary (`WHOLE` or a number), by `key_of` a plan. Likewise.
+        on_loss, on_agreement: called with what had to be computed.
+    """
+
+    trunk: Trunk
+    tokens: Tensor
+    lengths: Sequence[int]
+    place: Place
+    cache: KVCache
+    hidden: list[Tensor]
+    vocabularies: Sequence[DraftVocabulary]
+    progress: Progress = silent
+    remembered_losses: dict[str, float] = field(default_factory=dict)
+    remembered_agreements: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    on_loss: Callable[[str, float], None] = lambda key, loss: None
+    on_agreement: Callable[[str, dict[str, list[str]]], None] = lambda key, rows: None
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.hidden) - 1
+
+    def block_influence(self) -> list[float]:
+        """See `truedepth.methods.base.Evidence`."""
+        return [1.0 - self._cosine(layer, layer + 1).mean().item() for layer in range(self.num_layers)]
+
+    def angular_distance(self, block: int) -> list[float]:
+        """See `truedepth.methods.base.Evidence`."""
+        starts = range(self.num_layers - block + 1)
+        return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
+
+    def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
+        """Mean cross-entropy (nats a token) of the target's tokens under each plan."""
+        for plan, hidden in self._outputs(plans, self.remembered_losses):
+            logits = self.trunk.logits(hidden).float()  # (N, T, V)
+            real = self._real()
+            loss = cross_entropy(logits[real], self.tokens[real]).item()
+            self.remembered_losses[key_of(plan)] = loss
+            self.on_loss(key_of(plan), loss)
+        return [self.remembered_losses[key_of(plan)] for plan in plans]
+
+    def agreements(self, plans: Sequence[DepthPlan]) -> list[Mapping[int | None, Agreement]]:
+        """See `truedepth.draft_search.DraftEvidence`."""
+        for plan, hidden in self._outputs(plans, self.remembered_agreements):
+            rows = self._rows(hidden)
+            self.remembered_agreements[key_of(plan)] = rows
+            self.on_agreement(key_of(plan), rows)
+        return [
+            {None if size == WHOLE else int(size): Agreement(tuple(rows)) for size, rows in known.items()}
+            for known in (self.remembered_agreements[key_of(plan)] for plan in plans)
+        ]
+
+    def _rows(self, hidden: Tensor) -> dict[str, list[str]]:
+        """Where the choices from the last hidden states, (N, T, D), are the target's, by size of the vocabulary."""
+        rows: dict[str, list[str]] = {WHOLE: [], **{str(len(part.ids)): [] for part in self.vocabularies}}
+        for states, tokens, length in zip(hidden, self.tokens, self.lengths, strict=True):
+            logits = self.trunk.logits(states[None, :length])[0]  # (T, V), of one text: they are large
+            rows[WHOLE].append(_as_row(logits.argmax(-1) == tokens[:length]))
+            for part in self.vocabularies:
+                ids = part.ids.to(logits.device)
+                chosen = ids[logits[:, ids].argmax(-1)]
+                rows[str(len(ids))].append(_as_row(chosen == tokens[:length]))
+        return rows
+
+    @torch.inference_mode()
+    def _outputs(
+        self, plans: Sequence[DepthPlan], known: Mapping[str, object]
+    ) -> Iterator[tuple[DepthPlan, Tensor]]:
+        """The last hidden states of each plan that is not known, (N, T, D); what plans begin with alike runs once."""
+        missing = {key_of(plan): plan for plan in plans if key_of(plan) not in known}
+        if not missing:
+            return
+        cache = _DraftCache(self.cache)
+        held: list[tuple[Stage, Form, Tensor]] = []
+        with self.progress("Judging drafts", len(missing)) as advance:
+            for plan in sorted(missing.values(), key=lambda plan: [stage.layers for stage in plan.stages]):
+                del held[_in_common(held, plan) :]
+                for stage in plan.stages[len(held) :]:
+                    if len(held) < shared_stages(plan):
+                        hidden = self.hidden[len(held) + 1]
+                    else:
+                        hidden = held[-1][2] if held else self.hidden[0]
+                        hidden = self.trunk.run([stage], plan.form, hidden, self.place, lambda _: cache)
+                    held.append((stage, plan.form, hidden))
+                yield plan, held[-1][2]
+                advance()
+
+    def _real(self) -> Tensor:
+        """Which places hold a token that the target wrote, (N, T)."""
+        lengths = torch.tensor(self.lengths, device=self.tokens.device)
+        return torch.arange(self.tokens.shape[1], device=self.tokens.device) < lengths[:, None]
+
+    def _cosine(self, first: int, second: int) -> Tensor:
+        """cos(x_first, x_second) at every real place."""
+        return cosine_similarity(self.hidden[first].float(), self.hidden[second].float(), dim=-1)[self._real()]
+
+
+@torch.inference_mode()
+def read_target_texts(
+    engine: Engine,
+    texts: Sequence[Text],
+    vocabularies: Sequence[DraftVocabulary] = (),
+    progress: Progress = silent,
+) -> TargetTexts:
+    """Run the target over texts that it wrote, keeping its cache entries and what goes into each layer.
+
+    Args:
+        engine: its target is the unmodified model.
+        texts: with prompts of one length, and at least one text of more than one new token.
+        vocabularies: of drafts, each of another size.
+    """
+    trunk = engine.trunk
+    read = len(texts[0][0])
+    lengths = [len(written) - 1 for _, written in texts]
+    most = max(lengths)
+    written = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=trunk.device)
+    for row, (_, tokens) in zip(written, texts, strict=True):
+        row[: len(tokens)] = torch.tensor(tokens, device=trunk.device)
+    prompts = torch.tensor([list(prompt) for prompt, _ in texts], device=trunk.device)
+    ids = torch.cat([prompts, written[:, :-1]], 1)  # (N, P + T)
+    cache = KVCache(len(texts), ids.shape[1])
+    whole = trunk.place([0] * len(texts), ids.shape[1], cache.capacity)
+    state = trunk.embed(ids)  # (N, P + T, D)
+    hidden = [state[:, read:].clone()]
+    with progress("Reading what the model wrote", engine.target.effective_depth) as advance:
+        for stage in engine.target.stages:
+            state = trunk.run([stage], engine.target.form, state, whole, lambda _: cache)
+            hidden.append(state[:, read:].clone())
+            advance()
+    place = _beside(trunk.place([read] * len(texts), most, cache.capacity), state.dtype)
+    return TargetTexts(trunk, written[:, 1:], lengths, place, cache, hidden, vocabularies, progress)
+
+
+class _DraftCache(KVCache):
+    """Shows the target's entries, and after them a layer's own ones of the present pass, which it forgets again."""
+
+    def __init__(self, target: KVCache) -> None:
+        super().__init__(target.rows, target.capacity)
+        self._target = target
+        self._own: tuple[Tensor, Tensor] | None = None
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
+        self._own = keys, values
+
+    def read(self, layer: int, rows: slice, span: int) -> tuple[Tensor, Tensor]:
+        """(B, H, span + T, head_dim) each."""
+        assert self._own is not None
+        (keys, values), (own_keys, own_values) = self._target.read(layer, rows, span), self._own
+        return torch.cat([keys, own_keys], 2), torch.cat([values, own_values], 2)
+
+
+def _beside(place: Place, dtype: torch.dtype) -> Place:
+    """A place whose masks show each token the target's entries of the tokens before it, and then its own alone."""
+    positions = place.positions[0]  # (T,); the same for all sequences
+    entries = torch.arange(place.span, device=positions.device)
+    own = torch.eye(len(positions), dtype=torch.bool, device=positions.device)
+    masks = {}
+    for window in place.masks:
+        seen = entries < positions[:, None]  # (T, span)
+        if window is not None:
+            seen &= entries > positions[:, None] - window
+        mask = torch.zeros(len(positions), place.span + len(positions), dtype=dtype, device=positions.device)
+        masks[window] = mask.masked_fill_(~torch.cat([seen, own], 1), -torch.inf)[None, None]
+    return replace(place, masks=masks)
+
+
+def _in_common(held: Sequence[tuple[Stage, Form, Tensor]], plan: DepthPlan) -> int:
+    """How many leading stages of a plan have been run."""
+    count = 0
+    for (stage, form, _), own in zip(held, plan.stages, strict=False):
+        if stage != own or (own.is_group and form != plan.form):
+            break
+        count += 1
+    return count
+
+
+def _as_row(agreed: Tensor) -> str:
+    """(T,), bool, as ones and zeros."""
+    return "".join("1" if value else "0" for value in agreed.tolist())

@@ -1,0 +1,1 @@
+"""What the search for a draft has found: its report (`page`), and a table for a terminal (`table`)."""

@@ -1,0 +1,182 @@
+"""The charts of the search for a draft, as plotly figures in the manner of `truedepth.report.charts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import plotly.graph_objects as go
+
+from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, chart_layout, hover_text
+from truedepth.report.lossless import words
+from truedepth.report.wording import number, percent, times
+
+if TYPE_CHECKING:
+    from truedepth.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
+
+_LENGTHS = {1: "dot", 2: "dash", 4: "dashdot", 8: "longdash"}
+"""Lengths that have a line, and how it is drawn."""
+
+_NEEDED = ROLE_COLOURS["parallel"]
+_DRAFTED = ROLE_COLOURS["alone"]
+
+
+def speed_chart(results: LosslessResults) -> go.Figure:
+    """Tokens a second by the stages that the draft runs: expected lines for exits, and points that were timed."""
+    figure = go.Figure(layout=_with_legend("stages that the draft runs", "tokens a second"))
+    figure.add_hline(y=1 / results.costs.plain_seconds(), line={"width": 1.5, "dash": "dot", "color": PEER})
+    for length, dash in _LENGTHS.items():
+        _add_exits(figure, results, f"exits, {length} drafted", dash, length)
+    _add_exits(figure, results, "exits, best length", "solid", None)
+    others = [candidate for candidate in _by_plan(results) if candidate.draft.exit is None]
+    if others:
+        figure.add_trace(_other_points(others))
+    for record in [*results.finalists, results.best]:
+        if record is results.best or record.draft != results.best.draft:
+            figure.add_trace(_timed_point(record, record is results.best))
+    figure.add_trace(_plain_point(results))
+    figure.update_xaxes(range=[0.3, results.model.num_layers + 0.7])
+    figure.update_yaxes(rangemode="tozero")
+    return figure
+
+
+def agreement_chart(results: LosslessResults) -> go.Figure:
+    """The agreement of each exit, by draft vocabulary, and that from which the exit would pay."""
+    figure = go.Figure(layout=_with_legend("exit after so many layers", "agreement with the model"))
+    sizes = sorted({candidate.draft.vocabulary for candidate in results.candidates} - {None}, reverse=True)  # type: ignore[type-var]
+    for size, dash in zip([None, *sizes], ["solid", "dash", "dot"], strict=False):
+        exits = _exits(results, size)
+        title = "whole vocabulary" if size is None else f"{size:,} tokens"
+        figure.add_trace(
+            go.Scatter(
+                x=[candidate.draft.exit for candidate in exits],
+                y=[candidate.agreement for candidate in exits],
+                mode="lines+markers",
+                name=title,
+                line={"color": FOUND, "width": 2, "dash": dash},
+                marker={"size": 5},
+                hovertemplate=[
+                    hover_text(words.name(candidate.draft), "", [f"agrees at {percent(candidate.agreement)}"])
+                    for candidate in exits
+                ],
+            )
+        )
+    needed = [(exit_, limit) for exit_, limit in _limits(results) if limit is not None]
+    if needed:
+        figure.add_trace(
+            go.Scatter(
+                x=[exit_ for exit_, _ in needed],
+                y=[limit for _, limit in needed],
+                mode="lines",
+                name="would pay from",
+                line={"color": _NEEDED, "width": 2},
+                hovertemplate=[
+                    hover_text(f"exit:{exit_}", "", [f"pays from {percent(limit)} on"]) for exit_, limit in needed
+                ],
+            )
+        )
+    figure.update_xaxes(range=[0.3, results.model.num_layers - 0.3])
+    figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
+    return figure
+
+
+def _with_legend(x_title: str, y_title: str) -> dict[str, Any]:
+    layout = chart_layout(x_title, y_title)
+    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemclick": False}
+    return {**layout, "showlegend": True, "legend": legend, "margin": {**layout["margin"], "t": 64}}
+
+
+def _add_exits(figure: go.Figure, results: LosslessResults, title: str, dash: str, length: int | None) -> None:
+    """The line of expected speeds of exits at one length, or each at its best: with the vocabulary that is best."""
+    points: dict[int, tuple[CandidateRecord, PaceRecord]] = {}
+    for candidate in results.candidates:
+        exit_ = candidate.draft.exit
+        for pace in candidate.paces:
+            if exit_ is None or length not in (None, pace.length):
+                continue
+            if exit_ not in points or pace.tokens_per_second > points[exit_][1].tokens_per_second:
+                points[exit_] = (candidate, pace)
+    found = [points[exit_] for exit_ in sorted(points)]
+    figure.add_trace(
+        go.Scatter(
+            x=[candidate.draft.exit for candidate, _ in found],
+            y=[pace.tokens_per_second for _, pace in found],
+            mode="lines",
+            name=title,
+            line={"color": FOUND if length is None else _DRAFTED, "width": 3 if length is None else 1.5, "dash": dash},
+            hovertemplate=[_hover(candidate, pace) for candidate, pace in found],
+        )
+    )
+
+
+def _other_points(others: Sequence[CandidateRecord]) -> go.Scatter:
+    return go.Scatter(
+        x=[candidate.draft.to_plan().effective_depth for candidate in others],
+        y=[candidate.best.tokens_per_second for candidate in others],
+        mode="markers",
+        name="other plans, best length",
+        marker={"color": PEER, "size": 8, "symbol": "diamond-open"},
+        hovertemplate=[_hover(candidate, candidate.best) for candidate in others],
+    )
+
+
+def _timed_point(record: TimedRecord, is_best: bool) -> go.Scatter:
+    figures = [
+        f"{words.per_second(record.tokens_per_second)}, plain {words.per_second(record.plain_tokens_per_second)}",
+        f"{times(record.speedup)}, {record.low:.2f} to {record.high:.2f}",
+        words.accepted(record),
+    ]
+    return go.Scatter(
+        x=[record.draft.to_plan().effective_depth],
+        y=[record.tokens_per_second],
+        mode="markers",
+        name="timed, best" if is_best else "timed",
+        showlegend=is_best,
+        marker={"color": FOUND, "size": 19 if is_best else 11, "symbol": "star"},
+        hovertemplate=hover_text(f"{words.name(record.draft)}, timed", record.draft.notation, figures),
+    )
+
+
+def _plain_point(results: LosslessResults) -> go.Scatter:
+    speed = results.best.plain_tokens_per_second
+    return go.Scatter(
+        x=[results.model.num_layers],
+        y=[speed],
+        mode="markers",
+        name="plain decoding, timed",
+        marker={"color": PEER, "size": 12, "symbol": "circle-open", "line": {"width": 2}},
+        hovertemplate=hover_text("plain decoding, timed", "", [words.per_second(speed)]),
+    )
+
+
+def _hover(candidate: CandidateRecord, pace: PaceRecord) -> str:
+    figures = [
+        f"{words.per_second(pace.tokens_per_second)} expected",
+        f"{pace.length} drafted, {number(pace.accepted)} accepted in a round",
+        f"agrees at {percent(candidate.agreement)}, pays from {words.share(candidate.break_even)}",
+    ]
+    return hover_text(words.name(candidate.draft), candidate.draft.notation, figures)
+
+
+def _by_plan(results: LosslessResults) -> list[CandidateRecord]:
+    return [row.candidate for row in words.rows(results)]
+
+
+def _exits(results: LosslessResults, vocabulary: int | None) -> list[CandidateRecord]:
+    """The exits with one size of vocabulary, the shallowest first."""
+    found = [
+        candidate
+        for candidate in results.candidates
+        if candidate.draft.exit is not None and candidate.draft.vocabulary == vocabulary
+    ]
+    return sorted(found, key=lambda candidate: candidate.draft.exit or 0)
+
+
+def _limits(results: LosslessResults) -> list[tuple[int, float | None]]:
+    """For each exit the least agreement from which it pays with one of the vocabularies."""
+    limits: dict[int, float | None] = {}
+    for candidate in results.candidates:
+        exit_, limit = candidate.draft.exit, candidate.break_even
+        if exit_ is not None:
+            limits[exit_] = min((value for value in (limits.get(exit_), limit) if value is not None), default=None)
+    return sorted(limits.items())

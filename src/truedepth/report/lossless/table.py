@@ -1,0 +1,59 @@
+"""What the search for a draft has found, in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from truedepth.report.lossless import words
+from truedepth.report.wording import number, times
+
+if TYPE_CHECKING:
+    from truedepth.lossless_results import LosslessResults
+
+_SHOWN = 8
+"""Plans in the table; the report has all."""
+
+
+def lossless_table(results: LosslessResults) -> RenderableType:
+    """The outcome: its headline, and the best drafts, readable at 80 columns."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("draft")
+    for title in ("agrees", "pays from", "drafts", "accepted", "tokens/s", "speedup"):
+        table.add_column(title, justify="right", no_wrap=True)
+    plain = 1 / results.costs.plain_seconds()
+    table.add_row("no draft", "", "", "", "", f"~{number(plain)}", times(1.0))
+    for row in words.rows(results)[:_SHOWN]:
+        table.add_row(*_cells(row, plain), style="bold green" if row.is_best and results.pays else "")
+    parts = (words.finding(results), words.advice(results))
+    return Group(
+        Text(words.headline(results), "bold"),
+        Text(" ".join(part for part in parts if part)),
+        Text(),
+        table,
+        Text("~ expected from agreement and costs, not timed", "dim"),
+    )
+
+
+def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
+    best = row.candidate.best
+    figures = [words.share(row.candidate.agreement), words.share(row.candidate.break_even)]
+    if row.timed is None:
+        figures += [
+            str(best.length),
+            number(best.accepted),
+            f"~{number(best.tokens_per_second)}",
+            f"~{times(best.tokens_per_second / plain)}",
+        ]
+    else:
+        timed = row.timed
+        figures += [
+            "adaptive" if timed.length is None else str(timed.length),
+            number(timed.accepted_a_round),
+            number(timed.tokens_per_second),
+            times(timed.speedup),
+        ]
+    return (Text(words.name(row.candidate.draft)), *map(Text, figures))
