@@ -2,18 +2,20 @@
 
     python benchmarks/trained_exits.py FOLDER
 
-Trains a llama of 12 layers from scratch on the source of Python's standard library, and keeps it in FOLDER: a
-`transformers` checkpoint, held-out prompts (`prompts.jsonl`) and what was done (`training.json`). A run that was
-interrupted goes on from its last checkpoint; a finished folder is left as it is.
+Trains a llama of 16 layers on the source of Python's standard library, and keeps it in FOLDER: a `transformers`
+checkpoint, held-out prompts (`prompts.jsonl`) and what was done (`training.json`). A run that was interrupted goes on
+from its last checkpoint; a finished folder is left as it is.
 
-Its text is poor, since it has read few tokens, and its later layers fewer than its first. What it is for is decoding
-at the acceptance that trained exits give, in layers heavy enough for memory bandwidth to bound them. Training has two
-parts:
+Four layers of the embedded model, and the first 4096 tokens of its vocabulary (a byte-level BPE of its own, since
+merges come in order), are what training starts from. It has two parts:
 
-1. The first `exit` layers with the head, by next-token loss.
+1. Those four layers with the head, by next-token loss: the first exit.
 2. All layers; those added write nothing at first (block expansion, LLaMA Pro, arXiv 2401.02415, section 3.2), so
    the model starts as good as its exit. The loss is a sum over exits that share the head, as in LayerSkip
    (arXiv 2404.16710, section 4.1.2), with two terms a step: the last layer's, and that of one exit, in rotation.
+
+The text it writes is poor, since it has read few tokens, and its later layers fewer than its first. What it is for is
+decoding at the acceptance that trained exits give, in layers heavy enough for memory bandwidth to bound them.
 """
 
 from __future__ import annotations
@@ -28,18 +30,29 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from truedepth.files import write_atomic
+from truedepth.models.embedded import DEFAULT
+from truedepth.models.load import load
 from truedepth.progress import Progress, terminal
 
-END = "<|end|>"
+END_ID = 0
+"""The token that ends a text."""
+
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 HELD_OUT_SHARE = 20
 """One file in so many is held out."""
@@ -50,44 +63,41 @@ PART = "part.safetensors"
 
 @dataclass(frozen=True)
 class Training:
-    """The model's shape and how it is trained. A step reads `batch` * `length` tokens."""
+    """How the model is made. A step reads `batch` * `length` tokens.
 
-    hidden: int = 640
-    intermediate: int = 1728
-    heads: int = 10
-    kv_heads: int = 2
-    layers: int = 12
-    exit: int = 3
-    exits: tuple[int, ...] = (3, 6)
+    Attributes:
+        exit_layers: layers of the embedded model that the first exit starts from.
+        added_layers: those that the layers after it start from, their output projections set to zero.
+        exits: numbers of layers after which there is an exit.
+        exit_weight: of an exit's loss, where the last layer's is 1.
+        vocabulary: the first tokens of the embedded model's.
+    """
+
+    exit_layers: tuple[int, ...] = (0, 1, 15, 29)
+    added_layers: tuple[int, ...] = tuple(range(16, 28))
+    exits: tuple[int, ...] = (4, 8)
     exit_weight: float = 0.5
     vocabulary: int = 4096
     batch: int = 3
     length: int = 192
     exit_steps: int = 300
     whole_steps: int = 60
-    exit_rate: float = 3e-3
-    whole_rate: float = 1.5e-3
-    warmup: int = 20
+    exit_rate: float = 1e-3
+    whole_rate: float = 5e-4
+    warmup: int = 10
     checkpoint_every: int = 20
+
+    @property
+    def exit(self) -> int:
+        return len(self.exit_layers)
+
+    @property
+    def layers(self) -> int:
+        return len(self.exit_layers + self.added_layers)
 
     @property
     def steps(self) -> int:
         return self.exit_steps + self.whole_steps
-
-    def config(self) -> LlamaConfig:
-        return LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
-            max_position_embeddings=2048,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=0,
-            tie_word_embeddings=False,
-        )
 
     def rate(self, step: int) -> float:
         """Learning rate: for each part a warm-up, then half a cosine to a tenth."""
@@ -105,11 +115,12 @@ def trained_exits(folder: Path, training: Training | None = None, progress: Prog
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     kept, held_out = sources()
-    tokenizer = _tokenizer(folder, kept, training)
-    tokens = _tokens(tokenizer, kept)
-    held = _tokens(tokenizer, held_out)
-    model, seconds = _train(folder, tokens, training, progress)
+    source = load(DEFAULT, dtype="float32", device="cpu")
+    tokenizer = _tokenizer(source.tokenizer, training)
+    model = _initial(source.model, training)
+    seconds = _train(folder, model, _tokens(tokenizer, kept), training, progress)
     _write_prompts(folder, tokenizer, held_out)
+    tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     figures = {
         "training": asdict(training),
@@ -117,7 +128,7 @@ def trained_exits(folder: Path, training: Training | None = None, progress: Prog
         "tokens": training.steps * training.batch * training.length,
         "seconds": round(seconds, 1),
         "threads": torch.get_num_threads(),
-        "held_out": _held_out_figures(model, held, training),
+        "held_out": _held_out_figures(model, _tokens(tokenizer, held_out), training),
     }
     write_atomic(folder / "training.json", json.dumps(figures, indent=2) + "\n")
     (folder / PART).unlink(missing_ok=True)
@@ -137,21 +148,45 @@ def sources() -> tuple[list[str], list[str]]:
     return kept, held_out
 
 
-def _tokenizer(folder: Path, texts: list[str], training: Training) -> PreTrainedTokenizerFast:
-    if (folder / "tokenizer.json").exists():
-        kept: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
-        return kept
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=training.vocabulary, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+def _tokenizer(whole: PreTrainedTokenizerBase, training: Training) -> PreTrainedTokenizerFast:
+    """The first tokens of a byte-level BPE tokenizer, and the merges that make them."""
+    backend: Any = whole
+    described = json.loads(backend.backend_tokenizer.to_str())
+    model = described["model"]
+    model["vocab"] = {token: index for token, index in model["vocab"].items() if index < training.vocabulary}
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= model["vocab"].keys()]
+    described["added_tokens"] = [added for added in described["added_tokens"] if added["id"] < training.vocabulary]
+    end = next(added["content"] for added in described["added_tokens"] if added["id"] == END_ID)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)), eos_token=end, pad_token=end
     )
-    bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=END)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+
+
+def _initial(source: PreTrainedModel, training: Training) -> LlamaForCausalLM:
+    """The model before training."""
+    taken = training.exit_layers + training.added_layers
+    changed = {
+        "vocab_size": training.vocabulary,
+        "num_hidden_layers": len(taken),
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": END_ID,
+        "pad_token_id": END_ID,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**source.config.to_dict() | changed))
+    core: Any = source.model
+    rows = core.embed_tokens.weight[: training.vocabulary]
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(rows)
+        model.lm_head.weight.copy_(rows)
+        model.model.norm.load_state_dict(core.norm.state_dict())
+        for at, (layer, index) in enumerate(zip(model.model.layers, taken, strict=True)):
+            layer.load_state_dict(core.layers[index].state_dict())
+            if at >= training.exit:
+                nn.init.zeros_(layer.self_attn.o_proj.weight)
+                nn.init.zeros_(layer.mlp.down_proj.weight)
+    return model
 
 
 def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
@@ -160,13 +195,9 @@ def _tokens(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
     return torch.tensor([token for text in found for token in [*text.ids, tokenizer.eos_token_id]])
 
 
-def _train(folder: Path, tokens: Tensor, training: Training, progress: Progress) -> tuple[LlamaForCausalLM, float]:
-    """The trained model, and the seconds that its steps took."""
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(training.config())
-    for layer in list(model.model.layers)[training.exit :]:
-        nn.init.zeros_(layer.self_attn.o_proj.weight)
-        nn.init.zeros_(layer.mlp.down_proj.weight)
+def _train(folder: Path, model: LlamaForCausalLM, tokens: Tensor, training: Training, progress: Progress) -> float:
+    """Train; returns the seconds that the steps took."""
+    model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     done, seconds = _resume(folder, model, optimizer)
     with progress("training a model with early exits", training.steps) as advance:
@@ -179,7 +210,8 @@ def _train(folder: Path, tokens: Tensor, training: Training, progress: Progress)
             if (step + 1) % training.checkpoint_every == 0:
                 _checkpoint(folder, model, optimizer, step + 1, seconds)
             advance()
-    return model.eval(), seconds
+    model.eval()
+    return seconds
 
 
 def _batch(tokens: Tensor, step: int, training: Training) -> Tensor:

@@ -41,11 +41,11 @@ class Script:
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Any:
-    def make(script: Script, prompts: Sequence[Sequence[int]] = ((1,), (2,), (3,)), turns: int = 1) -> Contest:
+    def make(script: Script, prompts: Sequence[Sequence[int]] = ((1,), (2,), (3,))) -> Contest:
         journal = Journal(tmp_path / "journal.jsonl", {})
         engine: Any = NoEngine()
         bench: Any = script
-        return Contest("validation", engine, bench, journal, prompts, 10, {}, turns)
+        return Contest("validation", engine, bench, journal, prompts, 10, {})
 
     return make
 
@@ -56,7 +56,6 @@ def test_figures_compare_runs_of_the_same_prompt(contest: Any) -> None:
     assert record.lower_quartile == pytest.approx((2.5 + 10 / 3) / 2)
     assert (record.plain_tokens_per_second, record.tokens_per_second) == (1.0, pytest.approx(10 / 3))
     assert (record.rounds, record.drafted, record.accepted) == (9, 15, 9)
-    assert record.accepted_a_round == 1
     assert record.accepted_by_position == [pytest.approx(2 / 3), 0.5]
     assert (record.runs, record.same_texts) == (3, 0)
     assert record.pays
@@ -64,8 +63,8 @@ def test_figures_compare_runs_of_the_same_prompt(contest: Any) -> None:
 
 def test_runs_take_turns_after_one_that_does_not_count(contest: Any) -> None:
     script = Script()
-    contest(script, [[1], [2]], turns=2).hold([EXIT, ADAPTIVE])
-    assert [call[0] for call in script.calls] == [1] * 3 + ([1] * 3 + [2] * 3) * 2
+    contest(script, [[1], [2]]).hold([EXIT, ADAPTIVE])
+    assert [call[0] for call in script.calls] == [1] * 3 + [1] * 3 + [2] * 3
     assert {call[1:] for call in script.calls[:3]} == {(None, False), (2, True), (None, True)}
     first, second = script.calls[3:6], script.calls[6:9]
     assert [call[1:] for call in first] == [call[1:] for call in reversed(second)]

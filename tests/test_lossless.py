@@ -105,7 +105,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(model: Path, **settings: Any) -> LosslessRecipe:
-    windows = Windows(calibration=2, validation=1, report=1)
+    windows = Windows(calibration=2, validation=1, report=2)
     return LosslessRecipe(**{"model": str(model), "windows": windows, **settings})
 
 

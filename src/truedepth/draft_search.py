@@ -22,6 +22,7 @@ from truedepth.evaluation.calibration import key_of
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.methods import build_method
 from truedepth.methods.base import Evidence, EvidenceMethod, LayerMethod
+from truedepth.methods.selection import without
 from truedepth.plan import FORMS, DepthPlan, Form
 
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
@@ -29,6 +30,9 @@ LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 
 _SHARES = (7 / 8, 3 / 4, 1 / 2)
 """Parts of the depth at which methods that make one plan a depth are tried."""
+
+_LOOKED = 8
+"""Layers that the walk of greedy removal looks at in a step."""
 
 _BISECTIONS = 40
 
@@ -205,12 +209,24 @@ class DraftSearch:
         return method.plan(self.evidence)
 
     def _walk(self) -> Iterator[DepthPlan]:
-        """Greedy removal, one layer after the other, down to half the depth."""
+        """Greedy removal, one layer after the other, down to half the depth.
+
+        After the first, only those layers are looked at that were missed least when they were last looked at.
+        """
         num_layers = self.evidence.num_layers
-        for depth in range(num_layers - 1, (num_layers + 1) // 2 - 1, -1):
-            method = build_method("greedy-removal", {"depth": depth})
-            assert isinstance(method, EvidenceMethod)
-            yield method.plan(self.walked)
+        missed = dict.fromkeys(range(num_layers), -math.inf)  # by layer, the loss that its removal added
+        removed: set[int] = set()
+        (loss,) = self.walked.losses([DepthPlan.full(num_layers)])
+        while 2 * (len(missed) - 1) >= num_layers:
+            looked = sorted(missed, key=lambda layer: (missed[layer], -layer))[: _LOOKED if removed else None]
+            losses = self.walked.losses([without(removed | {layer}, num_layers) for layer in looked])
+            missed |= {layer: without_it - loss for layer, without_it in zip(looked, losses, strict=True)}
+            best = min(looked, key=lambda layer: (missed[layer], -layer))
+            if not math.isfinite(missed[best]):
+                return
+            loss += missed.pop(best)
+            removed.add(best)
+            yield without(removed, num_layers)
 
     def _hopeless(self) -> float:
         """The agreement below which no plan pays that removes more layers, down to half the depth.

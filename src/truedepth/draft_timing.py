@@ -109,7 +109,6 @@ class Contest:
         prompts: token ids.
         new_tokens: to be written after each.
         vocabularies: of drafts, by size.
-        turns: how often each prompt is continued by each.
     """
 
     name: str
@@ -119,7 +118,6 @@ class Contest:
     prompts: Sequence[Sequence[int]]
     new_tokens: int
     vocabularies: Mapping[int, DraftVocabulary]
-    turns: int = 1
     progress: Progress = silent
 
     def hold(self, contestants: Sequence[Contestant]) -> list[TimedRecord]:
@@ -131,29 +129,25 @@ class Contest:
         entries: list[Contestant | None] = [None, *contestants]
         runs: dict[str, list[Run]] = {_key(entry): [] for entry in entries}
         jobs = [
-            (turn, prompt, entry)
-            for turn in range(self.turns)
+            (prompt, entry)
             for prompt in range(len(self.prompts))
-            for entry in (entries if (turn + prompt) % 2 else reversed(entries))
+            for entry in (entries if prompt % 2 else reversed(entries))
         ]
         known = self.journal.of_kind(self.name)
         with self.progress("Timing drafts", len(entries) + len(jobs)) as advance:
             for entry in entries:
-                if any(self._place(*job) not in known for job in jobs if job[2] == entry):
+                if any(_place(*job) not in known for job in jobs if job[1] == entry):
                     self._run(0, entry)
                 advance()
-            for turn, prompt, entry in jobs:
-                runs[_key(entry)].append(self._remembered(turn, prompt, entry))
+            for prompt, entry in jobs:
+                runs[_key(entry)].append(self._remembered(prompt, entry))
                 advance()
         plain = runs[_key(None)]
         return [_record(contestant, plain, runs[_key(contestant)]) for contestant in contestants]
 
-    def _remembered(self, turn: int, prompt: int, entry: Contestant | None) -> Run:
-        place = self._place(turn, prompt, entry)
+    def _remembered(self, prompt: int, entry: Contestant | None) -> Run:
+        place = _place(prompt, entry)
         return Run(**self.journal.remember(self.name, place, lambda: asdict(self._run(prompt, entry))))
-
-    def _place(self, turn: int, prompt: int, entry: Contestant | None) -> str:
-        return f"turn {turn}, prompt {prompt}: {_key(entry)}"
 
     def _run(self, prompt: int, entry: Contestant | None) -> Run:
         request = Request(self.prompts[prompt], max_new_tokens=self.new_tokens)
@@ -166,6 +160,10 @@ class Contest:
 
 def _key(entry: Contestant | None) -> str:
     return "plain" if entry is None else entry.key
+
+
+def _place(prompt: int, entry: Contestant | None) -> str:
+    return f"prompt {prompt}: {_key(entry)}"
 
 
 def draft_record(candidate: Candidate) -> DraftRecord:

@@ -46,8 +46,8 @@ from truedepth.results import ModelRecord, TextRecord
 NEW_TOKENS = 64
 """Tokens that are written after each prompt."""
 
-_WALKED = 3
-"""Texts by which greedy removal chooses layers."""
+_WALKED, _EVERY = 3, 2
+"""Texts by which greedy removal chooses layers, and which of their places."""
 
 _FINALISTS = 3
 """Drafts that are timed on validation prompts."""
@@ -130,11 +130,11 @@ class Job:
             raise SearchError("the model has a single layer, so nothing shallower can draft for it; use another model")
         ratings = DraftSearch(self._evidence, self._walked, self.costs, list(self.vocabularies)).run()
         finalists = self._finalists(ratings)
-        timed = self._contest("validation", turns=1).hold(finalists) if finalists[1:] else []
+        timed = self._contest("validation").hold(finalists) if finalists[1:] else []
         order = sorted(range(len(timed)), key=lambda index: -timed[index].speedup)
         winner = finalists[order[0] if order else 0]
         adaptive = Contestant(winner.candidate, None)
-        final = self._contest("report", turns=2).hold([winner, adaptive])
+        final = self._contest("report").hold([winner, adaptive])
         best = max(final, key=lambda record: record.speedup)
         return self._results(ratings, timed, best)
 
@@ -201,7 +201,7 @@ class Job:
 
     @cached_property
     def _walked(self) -> TargetTexts:
-        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.progress)
+        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.progress, every=_EVERY)
         evidence.remembered_losses = self.journal.of_kind("loss")
         evidence.on_loss = lambda key, loss: self.journal.note("loss", key, loss)
         return evidence
@@ -227,7 +227,7 @@ class Job:
         taken = [first, *(rating for rating in others if rating.best.tokens_per_second >= least)]
         return [Contestant(rating.candidate, rating.best.length) for rating in taken]
 
-    def _contest(self, part: str, turns: int) -> Contest:
+    def _contest(self, part: str) -> Contest:
         return Contest(
             name=part,
             engine=self.engine,
@@ -236,7 +236,6 @@ class Job:
             prompts=getattr(self._texts, part).tolist(),
             new_tokens=NEW_TOKENS,
             vocabularies=self.vocabularies,
-            turns=turns,
             progress=self.progress,
         )
 

@@ -84,11 +84,6 @@ class TimedRecord(_Record):
     same_texts: int = Field(description="runs whose tokens were those of the plain run")
 
     @property
-    def accepted_a_round(self) -> float:
-        """Accepted tokens of a round, on average."""
-        return self.accepted / self.rounds if self.rounds else 0.0
-
-    @property
     def pays(self) -> bool:
         """Whether timing confirms a gain: three runs of four are faster than plain decoding, or more."""
         return self.lower_quartile > 1

@@ -121,6 +121,32 @@ def test_with_and_without_sharing_and_draft_vocabulary(
             assert tokens(engine.generate(requests[:1], drafts=[draft], pacer=FixedLength(3))) == expected[:1]
 
 
+@pytest.mark.parametrize(
+    ("target", "draft", "shared", "kept"),
+    [
+        (("0-5",), ("0-2",), 3, set()),
+        (("0-5",), ("0 2 3 5",), 1, set()),
+        (("0-5",), ("1 0 2 3 4 5",), 0, set()),
+        (("0 2 4 5",), ("0 2 3 4",), 2, {3}),
+        (("0-2",), ("0-5",), 3, {3, 4, 5}),
+        (("0 (1|2) 3", "lp"), ("0 (1|2) 5", "lp"), 2, {5}),
+        (("0 (1|2) 3", "lp"), ("0 (1|2) 5", "par"), 1, {5}),
+        (("0 1 2", "lp"), ("0 1 (2|3)", "par"), 2, {3}),
+    ],
+    ids=str,
+)
+def test_what_draft_and_target_share(
+    target: Any, draft: Any, shared: int, kept: set[int], tiny_model: Any, plan_of: Any
+) -> None:
+    with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
+        found, apart = (engine.draft(plan_of(*draft), share=share) for share in (True, False))
+    whole, aim = plan_of(*draft).stages, plan_of(*target).stages
+    assert (found.shared, found.alone, found.rest) == (whole[:shared], whole[shared:], aim[shared:])
+    assert found.kept == kept
+    assert (apart.shared, apart.alone, apart.rest) == ((), whole, aim)
+    assert apart.kept == set(plan_of(*draft).layers_used)
+
+
 def test_sharing_drafts_the_same_tokens_at_first(tiny_model: Any, plan_of: Any, asked: Any) -> None:
     """An early exit does the same work with and without sharing."""
     with Engine(tiny_model("llama")) as engine:
@@ -189,6 +215,7 @@ def test_a_draft_may_use_the_targets_merged_layers_but_no_others(tiny_model: Any
         draft = engine.draft(plan_of("0 (1+2) 4 5"))
         assert (len(draft.shared), draft.kept) == (2, frozenset())
         assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected
+        assert engine.draft(plan_of("0-2 5")).kept == {2}, "the merged layer's entries are layer 1's"
         with pytest.raises(PlanError, match="merges layers"):
             engine.draft(plan_of("0 (3+4) 5"))
 
@@ -289,7 +316,7 @@ def test_drafts_that_take_turns_with_plain_steps(
 
 @pytest.mark.parametrize("notation", ["0-5", "1 (2|0) 5"])
 def test_a_draft_sees_the_tokens_that_came_without_it(notation: str, tiny_model: Any, plan_of: Any, asked: Any) -> None:
-    """Two drafts that compute what the target does, on entries of their own, are always right, whoever has had turns."""
+    """Two drafts that do what the target does, on entries of their own, are always right, whoever has had turns."""
     rounds = [None, (0, 3), None, None, (1, 2), (0, 1), (1, 4), (0, 2), (2, 3), (1, 1)]
     with Engine(tiny_model("gemma3"), target=plan_of(notation)) as engine:
         twins = [

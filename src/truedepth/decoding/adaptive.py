@@ -58,7 +58,7 @@ class Acceptance:
 
     `rate` is for a token that the draft has not made yet, if those before it are taken. It is the mean of estimates
     that forget quickly and slowly, (taken + 1/2) / (seen + 1) each, weighted by how well they foretold what was seen
-    ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998, section 5): steady while nothing changes,
+    ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998): steady while nothing changes,
     and quick when something does. `of` is for a token whose confidence is known, told from places with alike ones.
     """
 
@@ -219,15 +219,15 @@ class Adaptive:
 
     Use one for all requests of an engine and its drafts: what it has learnt stays. The first steps of each batch size
     are plain, to time them; then each draft is tried with short rounds. Decisions follow from what was seen alone,
-    timings among it, so that two runs may draft differently, though never give another text.
+    timings among it, so two runs may draft differently: greedy text stays the same, sampled text its distribution.
 
     **The best round.** Let a round with n drafted tokens take s(n) = base + each * n seconds, and let the draft's
     tokens be taken with probability a. By the renewal-reward theorem, rounds like it make
 
         r(n) = (1 + a + a^2 + ... + a^n) / s(n)
 
-    tokens per second for each sequence of the batch (with layers in place of seconds: DEL, arXiv 2504.05598, section
-    3.1, "token per layer"). The best rate R is the greatest over all drafts and n, and of plain decoding.
+    tokens per second for each sequence of the batch (with layers in place of seconds: DEL, arXiv 2504.05598,
+    "token per layer"). The best rate R is the greatest over all drafts and n, and of plain decoding.
 
     **How long.** One more token pays if what it is likely to bring costs less than it would at the best rate,
 

@@ -35,7 +35,8 @@ class Shadow:
         for depth in sorted(depth for depth in self._depths if first < depth < end):
             yield stages[at - first : depth - first], depth
             at = depth
-        yield stages[at - first :], end
+        if at < end:
+            yield stages[at - first :], end
 
     def keep(self, depth: int, hidden: Tensor) -> None:
         """Remember what came out at a depth, (B, T, D), if it is wanted."""

@@ -58,7 +58,8 @@ class TargetTexts:
         place: where the tokens stand after which the target wrote those.
         cache: the target's entries of the texts.
         hidden: what goes into each layer at those places and, last, what comes out of the last: L + 1 times (N, T, D).
-        vocabularies: of drafts, by size.
+        vocabularies: of drafts, each of another size.
+        every: of the places, how many losses are of: all (1), every second one (2), and so on.
         remembered_losses: by `key_of` a plan. Preset it to go on from an earlier run.
         remembered_agreements: rows by size of the vocabulary (`WHOLE` or a number), by `key_of` a plan. Likewise.
         on_loss, on_agreement: called with what had to be computed.
@@ -71,6 +72,7 @@ class TargetTexts:
     cache: KVCache
     hidden: list[Tensor]
     vocabularies: Sequence[DraftVocabulary]
+    every: int = 1
     progress: Progress = silent
     remembered_losses: dict[str, float] = field(default_factory=dict)
     remembered_agreements: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -93,9 +95,10 @@ class TargetTexts:
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
         """Mean cross-entropy (nats a token) of the target's tokens under each plan."""
         for plan, hidden in self._outputs(plans, self.remembered_losses):
-            logits = self.trunk.logits(hidden).float()  # (N, T, V)
-            real = self._real()
-            loss = cross_entropy(logits[real], self.tokens[real]).item()
+            scored = self._real()
+            scored[:, torch.arange(scored.shape[1]) % self.every > 0] = False
+            logits = self.trunk.logits(hidden[scored][None])[0]  # (S, V)
+            loss = cross_entropy(logits.float(), self.tokens[scored]).item()
             self.remembered_losses[key_of(plan)] = loss
             self.on_loss(key_of(plan), loss)
         return [self.remembered_losses[key_of(plan)] for plan in plans]
@@ -124,9 +127,7 @@ class TargetTexts:
         return rows
 
     @torch.inference_mode()
-    def _outputs(
-        self, plans: Sequence[DepthPlan], known: Mapping[str, object]
-    ) -> Iterator[tuple[DepthPlan, Tensor]]:
+    def _outputs(self, plans: Sequence[DepthPlan], known: Mapping[str, object]) -> Iterator[tuple[DepthPlan, Tensor]]:
         """The last hidden states of each plan that is not known, (N, T, D); what plans begin with alike runs once."""
         missing = {key_of(plan): plan for plan in plans if key_of(plan) not in known}
         if not missing:
@@ -162,6 +163,8 @@ def read_target_texts(
     texts: Sequence[Text],
     vocabularies: Sequence[DraftVocabulary] = (),
     progress: Progress = silent,
+    *,
+    every: int = 1,
 ) -> TargetTexts:
     """Run the target over texts that it wrote, keeping its cache entries and what goes into each layer.
 
@@ -169,6 +172,7 @@ def read_target_texts(
         engine: its target is the unmodified model.
         texts: with prompts of one length, and at least one text of more than one new token.
         vocabularies: of drafts, each of another size.
+        every: see `TargetTexts`.
     """
     trunk = engine.trunk
     read = len(texts[0][0])
@@ -189,7 +193,7 @@ def read_target_texts(
             hidden.append(state[:, read:].clone())
             advance()
     place = _beside(trunk.place([read] * len(texts), most, cache.capacity), state.dtype)
-    return TargetTexts(trunk, written[:, 1:], lengths, place, cache, hidden, vocabularies, progress)
+    return TargetTexts(trunk, written[:, 1:], lengths, place, cache, hidden, vocabularies, every, progress)
 
 
 class _DraftCache(KVCache):

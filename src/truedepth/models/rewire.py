@@ -158,7 +158,8 @@ def mark_decoding(cache: Cache) -> None:
 def call_layer(layer: nn.Module, hidden: Tensor, inputs: LayerInputs) -> Tensor:
     """One decoder layer as it came, whatever plan its model runs: (B, T, D) to (B, T, D)."""
     output = layer._truedepth_call(hidden, **inputs) if isinstance(layer, _SlottedLayer) else layer(hidden, **inputs)
-    return output[0] if isinstance(output, tuple) else output
+    hidden = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def layer_class(layer: nn.Module) -> type[nn.Module]:

@@ -22,7 +22,7 @@ def lossless_table(results: LosslessResults) -> RenderableType:
     """The outcome: its headline, and the best drafts, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("draft")
-    for title in ("agrees", "pays from", "drafts", "accepted", "tokens/s", "speedup"):
+    for title in ("of tokens", "agrees", "pays from", "length", "tokens/s", "speedup"):
         table.add_column(title, justify="right", no_wrap=True)
     plain = 1 / results.costs.plain_seconds()
     table.add_row("no draft", "", "", "", "", f"~{number(plain)}", times(1.0))
@@ -40,11 +40,11 @@ def lossless_table(results: LosslessResults) -> RenderableType:
 
 def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
     best = row.candidate.best
-    figures = [words.share(row.candidate.agreement), words.share(row.candidate.break_even)]
+    draft = row.candidate.draft
+    figures = [words.vocabulary(draft), words.share(row.candidate.agreement), words.share(row.candidate.break_even)]
     if row.timed is None:
         figures += [
             str(best.length),
-            number(best.accepted),
             f"~{number(best.tokens_per_second)}",
             f"~{times(best.tokens_per_second / plain)}",
         ]
@@ -52,8 +52,7 @@ def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
         timed = row.timed
         figures += [
             "adaptive" if timed.length is None else str(timed.length),
-            number(timed.accepted_a_round),
             number(timed.tokens_per_second),
             times(timed.speedup),
         ]
-    return (Text(words.name(row.candidate.draft)), *map(Text, figures))
+    return (Text(words.name(draft)), *map(Text, figures))

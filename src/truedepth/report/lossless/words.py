@@ -40,9 +40,16 @@ def rows(results: LosslessResults) -> list[Row]:
 
 
 def name(draft: DraftRecord) -> str:
-    """A draft in short: 'exit:8', 'greedy-removal, 26 layers', with the size of its vocabulary."""
-    plan = f"exit:{draft.exit}" if draft.exit else f"{draft.method}, {len(draft.to_plan().layers_used)} layers"
-    return plan if draft.vocabulary is None else f"{plan}, {draft.vocabulary:,} tokens"
+    """A draft's plan in short: 'exit:8', 'greedy-removal, 26 layers', 'layer-parallel, 20 stages'."""
+    if draft.exit:
+        return f"exit:{draft.exit}"
+    plan = draft.to_plan()
+    return f"{draft.method}, {plan.effective_depth} {'stages' if plan.groups else 'layers'}"
+
+
+def vocabulary(draft: DraftRecord) -> str:
+    """How many tokens a draft's head may propose."""
+    return "all" if draft.vocabulary is None else f"{draft.vocabulary:,}"
 
 
 def description(draft: DraftRecord) -> str:
@@ -76,8 +83,8 @@ def finding(results: LosslessResults) -> str:
     spread = f"{best.low:.2f} to {best.high:.2f} from run to run, three of four above {best.lower_quartile:.2f}"
     if results.pays:
         return (
-            f"{_capital(description(best.draft))} draft {length(best)} at a time, and the whole model verifies them: "
-            f"{times(best.speedup)} ({spread}). {accepted(best)}"
+            f"Drafting {length(best)} at a time with {description(best.draft)}, and verifying with the whole model, "
+            f"brings {times(best.speedup)} ({spread}). {accepted(best)}"
         )
     return (
         f"Plain decoding stays fastest. The best draft is {description(best.draft)}: in timing it came to "
@@ -130,7 +137,3 @@ def per_second(value: float) -> str:
 def share(value: float | None) -> str:
     """An agreement, or what stands where there is none."""
     return "never" if value is None else percent(value)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
