@@ -14,8 +14,9 @@ merges come in order), are what training starts from. It has two parts:
    the model starts as good as its exit. The loss is a sum over exits that share the head, as in LayerSkip
    (arXiv 2404.16710, section 4.1.2), with two terms a step: the last layer's, and that of one exit, in rotation.
 
-The text it writes is poor, since it has read few tokens, and its later layers fewer than its first. What it is for is
-decoding at the acceptance that trained exits give, in layers heavy enough for memory bandwidth to bound them.
+The text it writes is poor: it has read some 200 thousand tokens, its later layers a sixth of them, and those hardly
+change what the exit says. What it is for is decoding at the acceptance that trained exits give, in layers heavy enough
+for memory bandwidth to bound them; `training.json` has the losses and how often the exits agree with the last layer.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Training:
     exit_steps: int = 300
     whole_steps: int = 60
     exit_rate: float = 1e-3
-    whole_rate: float = 5e-4
+    whole_rate: float = 1e-4
     warmup: int = 10
     checkpoint_every: int = 20
 
@@ -118,6 +119,7 @@ def trained_exits(folder: Path, training: Training | None = None, progress: Prog
     source = load(DEFAULT, dtype="float32", device="cpu")
     tokenizer = _tokenizer(source.tokenizer, training)
     model = _initial(source.model, training)
+    del source
     seconds = _train(folder, model, _tokens(tokenizer, kept), training, progress)
     _write_prompts(folder, tokenizer, held_out)
     tokenizer.save_pretrained(folder)

@@ -135,8 +135,7 @@ class Job:
         winner = finalists[order[0] if order else 0]
         adaptive = Contestant(winner.candidate, None)
         final = self._contest("report").hold([winner, adaptive])
-        best = max(final, key=lambda record: record.speedup)
-        return self._results(ratings, timed, best)
+        return self._results(ratings, timed, final)
 
     @cached_property
     def vocabularies(self) -> dict[int, DraftVocabulary]:
@@ -239,7 +238,9 @@ class Job:
             progress=self.progress,
         )
 
-    def _results(self, ratings: list[Rating], timed: list[TimedRecord], best: TimedRecord) -> LosslessResults:
+    def _results(self, ratings: list[Rating], timed: list[TimedRecord], final: list[TimedRecord]) -> LosslessResults:
+        # Where nothing pays, adaptive pacing hardly drafts: the fixed length says more about the draft.
+        best = max([record for record in final if record.pays] or final[:1], key=lambda record: record.speedup)
         device = self.loaded.model.device
         bandwidth = float(self.journal.remember("machine", "bandwidth", lambda: self.bench.bandwidth(device)))
         return LosslessResults(
@@ -251,6 +252,7 @@ class Job:
             pays=best.pays,
             best=best,
             finalists=timed,
+            final=final,
             candidates=[_candidate_record(rating) for rating in ratings],
             aim=_aim(ratings),
             costs=self.costs,

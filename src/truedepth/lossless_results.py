@@ -107,6 +107,7 @@ class LosslessResults(_Record):
     pays: bool = Field(description="whether timing confirms that the best draft makes decoding faster")
     best: TimedRecord = Field(description="the best draft, timed on report text, which nothing was chosen by")
     finalists: list[TimedRecord] = Field(description="drafts that were timed on validation text to choose the best")
+    final: list[TimedRecord] = Field(description="all of report text: the best draft with a fixed length, and adaptive")
     candidates: list[CandidateRecord] = Field(
         description="all drafts considered, that with the most expected tokens a second first"
     )

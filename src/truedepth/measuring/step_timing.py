@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from statistics import median, quantiles
 
@@ -51,12 +51,12 @@ def measure_step_costs(
         probes = _probes(engine, vocabularies)
         times = _run(probes, trunk.device, progress)
     found = {name: median(values) for name, values in times.items()}
-    layer_seconds = {tokens: found["layers", tokens] / depth for tokens in TOKENS}
+    layer_seconds = {tokens: seconds / depth for tokens, seconds in _by_tokens("layers", found).items()}
     return StepCosts(
         num_layers=depth,
         begin_seconds=found["begin", 1],
         layer_seconds=layer_seconds,
-        head_seconds={tokens: found["head", tokens] for tokens in TOKENS},
+        head_seconds=_by_tokens("head", found),
         draft_head_seconds={len(part.ids): found["draft head", len(part.ids)] for part in vocabularies},
         pair_seconds={
             form: _pair_seconds(layer_seconds[1], times["layers", 1], times["pairs", form], depth // 2)
@@ -133,6 +133,11 @@ def _draft_head(head: OwnHead, hidden: Tensor) -> Callable[[], object]:
         return (columns if head.vocabulary is None else head.vocabulary[columns]).tolist()
 
     return choose
+
+
+def _by_tokens(name: str, found: Mapping[tuple[str, int | Form], float]) -> dict[int, float]:
+    """Seconds by the number of tokens. Fewer tokens never take longer than more: that was other work on the machine."""
+    return {tokens: min(found[name, more] for more in TOKENS if more >= tokens) for tokens in TOKENS}
 
 
 def _pairs(num_layers: int) -> tuple[Stage, ...]:

@@ -14,8 +14,11 @@ from truedepth.report.wording import number, percent, times
 if TYPE_CHECKING:
     from truedepth.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
 
-_LENGTHS = {1: "dot", 2: "dash", 4: "dashdot", 8: "longdash"}
+_LENGTHS = {1: "dot", 4: "dash", 8: "longdash"}
 """Lengths that have a line, and how it is drawn."""
+
+_DASHES = ("solid", "dash", "dot")
+"""Of the lines for the whole vocabulary and for smaller ones."""
 
 _NEEDED = ROLE_COLOURS["parallel"]
 _DRAFTED = ROLE_COLOURS["alone"]
@@ -26,11 +29,12 @@ def speed_chart(results: LosslessResults) -> go.Figure:
     figure = go.Figure(layout=_with_legend("stages that the draft runs", "tokens a second"))
     figure.add_hline(y=1 / results.costs.plain_seconds(), line={"width": 1.5, "dash": "dot", "color": PEER})
     for length, dash in _LENGTHS.items():
-        _add_exits(figure, results, f"exits, {length} drafted", dash, length)
-    _add_exits(figure, results, "exits, best length", "solid", None)
-    others = [candidate for candidate in _by_plan(results) if candidate.draft.exit is None]
+        _add_exits(figure, results, f"{length} drafted", dash, length)
+    _add_exits(figure, results, "best length", "solid", None)
+    others = _others(results)
     if others:
-        figure.add_trace(_other_points(others))
+        speeds = [candidate.best.tokens_per_second for candidate in others]
+        figure.add_trace(_other_points(others, speeds, "other plans"))
     for record in [*results.finalists, results.best]:
         if record is results.best or record.draft != results.best.draft:
             figure.add_trace(_timed_point(record, record is results.best))
@@ -41,43 +45,46 @@ def speed_chart(results: LosslessResults) -> go.Figure:
 
 
 def agreement_chart(results: LosslessResults) -> go.Figure:
-    """The agreement of each exit, by draft vocabulary, and that from which the exit would pay."""
-    figure = go.Figure(layout=_with_legend("exit after so many layers", "agreement with the model"))
-    sizes = sorted({candidate.draft.vocabulary for candidate in results.candidates} - {None}, reverse=True)  # type: ignore[type-var]
-    for size, dash in zip([None, *sizes], ["solid", "dash", "dot"], strict=False):
-        exits = _exits(results, size)
-        title = "whole vocabulary" if size is None else f"{size:,} tokens"
-        figure.add_trace(
-            go.Scatter(
-                x=[candidate.draft.exit for candidate in exits],
-                y=[candidate.agreement for candidate in exits],
-                mode="lines+markers",
-                name=title,
-                line={"color": FOUND, "width": 2, "dash": dash},
-                marker={"size": 5},
-                hovertemplate=[
-                    hover_text(words.name(candidate.draft), "", [f"agrees at {percent(candidate.agreement)}"])
-                    for candidate in exits
-                ],
-            )
-        )
+    """Agreement by the stages that the draft runs: exits, by draft vocabulary, with what they would need to pay."""
+    figure = go.Figure(layout=_with_legend("stages that the draft runs", "agreement with the model"))
+    for size, dash in zip([None, *sorted(results.costs.draft_head_seconds, reverse=True)], _DASHES, strict=False):
+        title = "exits" if size is None else f"exits, {size:,} tokens"
+        figure.add_trace(_agreement_line(_exits(results, size), title, dash))
     needed = [(exit_, limit) for exit_, limit in _limits(results) if limit is not None]
     if needed:
-        figure.add_trace(
-            go.Scatter(
-                x=[exit_ for exit_, _ in needed],
-                y=[limit for _, limit in needed],
-                mode="lines",
-                name="would pay from",
-                line={"color": _NEEDED, "width": 2},
-                hovertemplate=[
-                    hover_text(f"exit:{exit_}", "", [f"pays from {percent(limit)} on"]) for exit_, limit in needed
-                ],
-            )
-        )
+        figure.add_trace(_needed_line(needed))
+    others = _others(results)
+    if others:
+        figure.add_trace(_other_points(others, [candidate.agreement for candidate in others], "other plans"))
     figure.update_xaxes(range=[0.3, results.model.num_layers - 0.3])
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
     return figure
+
+
+def _agreement_line(exits: Sequence[CandidateRecord], title: str, dash: str) -> go.Scatter:
+    return go.Scatter(
+        x=[candidate.draft.exit for candidate in exits],
+        y=[candidate.agreement for candidate in exits],
+        mode="lines+markers",
+        name=title,
+        line={"color": FOUND, "width": 2, "dash": dash},
+        marker={"size": 5},
+        hovertemplate=[
+            hover_text(words.name(candidate.draft), "", [title, f"agrees at {percent(candidate.agreement)}"])
+            for candidate in exits
+        ],
+    )
+
+
+def _needed_line(needed: Sequence[tuple[int, float]]) -> go.Scatter:
+    return go.Scatter(
+        x=[exit_ for exit_, _ in needed],
+        y=[limit for _, limit in needed],
+        mode="lines",
+        name="exits would pay from",
+        line={"color": _NEEDED, "width": 2},
+        hovertemplate=[hover_text(f"exit:{exit_}", "", [f"pays from {percent(limit)} on"]) for exit_, limit in needed],
+    )
 
 
 def _with_legend(x_title: str, y_title: str) -> dict[str, Any]:
@@ -109,12 +116,12 @@ def _add_exits(figure: go.Figure, results: LosslessResults, title: str, dash: st
     )
 
 
-def _other_points(others: Sequence[CandidateRecord]) -> go.Scatter:
+def _other_points(others: Sequence[CandidateRecord], values: Sequence[float], title: str) -> go.Scatter:
     return go.Scatter(
         x=[candidate.draft.to_plan().effective_depth for candidate in others],
-        y=[candidate.best.tokens_per_second for candidate in others],
+        y=values,
         mode="markers",
-        name="other plans, best length",
+        name=title,
         marker={"color": PEER, "size": 8, "symbol": "diamond-open"},
         hovertemplate=[_hover(candidate, candidate.best) for candidate in others],
     )
@@ -130,7 +137,7 @@ def _timed_point(record: TimedRecord, is_best: bool) -> go.Scatter:
         x=[record.draft.to_plan().effective_depth],
         y=[record.tokens_per_second],
         mode="markers",
-        name="timed, best" if is_best else "timed",
+        name="timed",
         showlegend=is_best,
         marker={"color": FOUND, "size": 19 if is_best else 11, "symbol": "star"},
         hovertemplate=hover_text(f"{words.name(record.draft)}, timed", record.draft.notation, figures),
@@ -143,7 +150,7 @@ def _plain_point(results: LosslessResults) -> go.Scatter:
         x=[results.model.num_layers],
         y=[speed],
         mode="markers",
-        name="plain decoding, timed",
+        name="plain, timed",
         marker={"color": PEER, "size": 12, "symbol": "circle-open", "line": {"width": 2}},
         hovertemplate=hover_text("plain decoding, timed", "", [words.per_second(speed)]),
     )
@@ -158,8 +165,9 @@ def _hover(candidate: CandidateRecord, pace: PaceRecord) -> str:
     return hover_text(words.name(candidate.draft), candidate.draft.notation, figures)
 
 
-def _by_plan(results: LosslessResults) -> list[CandidateRecord]:
-    return [row.candidate for row in words.rows(results)]
+def _others(results: LosslessResults) -> list[CandidateRecord]:
+    """Plans that are no exits, each with the vocabulary that is best for it."""
+    return [row.candidate for row in words.rows(results) if row.candidate.draft.exit is None]
 
 
 def _exits(results: LosslessResults, vocabulary: int | None) -> list[CandidateRecord]:

@@ -36,7 +36,7 @@ def render_lossless_report(results: LosslessResults, folder: Path) -> str:
         best=words.candidate_of(results, results.best.draft),
         words=words,
         rows=words.rows(results),
-        timed=[*results.finalists, results.best],
+        timed=[*results.finalists, *results.final],
         costs=_costs(results.costs),
         commands=_commands(results, folder) if results.pays else (),
         created=readable_date(results.created),

@@ -21,11 +21,11 @@ _SHOWN = 8
 def lossless_table(results: LosslessResults) -> RenderableType:
     """The outcome: its headline, and the best drafts, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("draft")
-    for title in ("of tokens", "agrees", "pays from", "length", "tokens/s", "speedup"):
+    table.add_column("draft", no_wrap=True)
+    for title in ("depth", "vocabulary", "agrees", "needs", "length", "tokens/s", "speedup"):
         table.add_column(title, justify="right", no_wrap=True)
     plain = 1 / results.costs.plain_seconds()
-    table.add_row("no draft", "", "", "", "", f"~{number(plain)}", times(1.0))
+    table.add_row("no draft", "", "", "", "", "", f"~{number(plain)}", times(1.0))
     for row in words.rows(results)[:_SHOWN]:
         table.add_row(*_cells(row, plain), style="bold green" if row.is_best and results.pays else "")
     parts = (words.finding(results), words.advice(results))
@@ -34,14 +34,20 @@ def lossless_table(results: LosslessResults) -> RenderableType:
         Text(" ".join(part for part in parts if part)),
         Text(),
         table,
-        Text("~ expected from agreement and costs, not timed", "dim"),
+        Text("needs: the agreement from which it pays; ~ expected from agreement and costs, not timed", "dim"),
     )
 
 
 def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
     best = row.candidate.best
     draft = row.candidate.draft
-    figures = [words.vocabulary(draft), words.share(row.candidate.agreement), words.share(row.candidate.break_even)]
+    depth = str(draft.to_plan().effective_depth)
+    figures = [
+        depth,
+        words.vocabulary(draft),
+        words.share(row.candidate.agreement),
+        words.share(row.candidate.break_even),
+    ]
     if row.timed is None:
         figures += [
             str(best.length),
@@ -55,4 +61,4 @@ def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
             number(timed.tokens_per_second),
             times(timed.speedup),
         ]
-    return (Text(words.name(draft)), *map(Text, figures))
+    return (Text(words.title(draft)), *map(Text, figures))

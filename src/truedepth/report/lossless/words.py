@@ -42,9 +42,14 @@ def rows(results: LosslessResults) -> list[Row]:
 def name(draft: DraftRecord) -> str:
     """A draft's plan in short: 'exit:8', 'greedy-removal, 26 layers', 'layer-parallel, 20 stages'."""
     if draft.exit:
-        return f"exit:{draft.exit}"
+        return title(draft)
     plan = draft.to_plan()
-    return f"{draft.method}, {plan.effective_depth} {'stages' if plan.groups else 'layers'}"
+    return f"{title(draft)}, {plan.effective_depth} {'stages' if plan.groups else 'layers'}"
+
+
+def title(draft: DraftRecord) -> str:
+    """The same without its depth, but for exits."""
+    return f"exit:{draft.exit}" if draft.exit else draft.method
 
 
 def vocabulary(draft: DraftRecord) -> str:
