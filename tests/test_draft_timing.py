@@ -88,6 +88,12 @@ def test_a_quarter_of_slower_runs_is_too_many(slowest: float, pays: bool, contes
     assert record.pays is pays
 
 
+def test_few_runs_confirm_nothing(contest: Any) -> None:
+    (record,) = contest(Script(), [[1], [2]]).hold([EXIT])
+    assert record.lower_quartile > 2
+    assert not record.pays
+
+
 def test_texts_that_end_too_soon_are_not_timed(contest: Any) -> None:
     with pytest.raises(SearchError, match=r"too soon to time.*--text"):
         contest(Script(tokens=3)).hold([EXIT])

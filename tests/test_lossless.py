@@ -75,6 +75,7 @@ class MadeUpBench:
 def _short_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("truedepth.lossless.NEW_TOKENS", 24)
+        patch.setattr("truedepth.lossless._COUNTED_WINDOWS", 40)
         yield
 
 
@@ -105,7 +106,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(model: Path, **settings: Any) -> LosslessRecipe:
-    windows = Windows(calibration=2, validation=1, report=2)
+    windows = Windows(calibration=2, validation=1, report=3)
     return LosslessRecipe(**{"model": str(model), "windows": windows, **settings})
 
 
@@ -132,7 +133,7 @@ def test_finds_the_exit_that_agrees_everywhere(finished: tuple[LosslessResults, 
     assert exits[3] == exits[4] == exits[5] == 1.0
     assert exits[1] < 1
     assert results.best.accepted == results.best.drafted
-    assert results.best.same_texts == results.best.runs == 2
+    assert results.best.same_texts == results.best.runs == 3
 
 
 def test_expects_what_timing_then_finds(finished: tuple[LosslessResults, Path]) -> None:

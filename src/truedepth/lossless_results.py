@@ -19,6 +19,9 @@ from truedepth.results import MachineRecord, ModelRecord, TextRecord
 SCHEMA_VERSION = 1
 LOSSLESS_FILE = "lossless.json"
 
+LEAST_RUNS = 3
+"""Fewer runs than this have no spread worth the name, and confirm nothing."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -85,8 +88,8 @@ class TimedRecord(_Record):
 
     @property
     def pays(self) -> bool:
-        """Whether timing confirms a gain: three runs of four are faster than plain decoding, or more."""
-        return self.lower_quartile > 1
+        """Whether timing confirms a gain: three runs of four are faster than plain decoding, of enough runs."""
+        return self.runs >= LEAST_RUNS and self.lower_quartile > 1
 
 
 class AimRecord(_Record):

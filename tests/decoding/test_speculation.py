@@ -95,7 +95,7 @@ def test_every_family_and_kind_of_draft(
 def test_every_family_alone_and_in_batches_at_length(
     family_name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any
 ) -> None:
-    model, requests = tiny_model(family_name), asked([12, 8, 10])
+    model, requests = tiny_model(family_name), asked([12, 8, 10, 12])
     with Engine(model) as engine:
         expected = tokens(engine.generate(requests))
         for notation, form, prefill in DRAFTS:

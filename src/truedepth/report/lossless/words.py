@@ -63,7 +63,7 @@ def description(draft: DraftRecord) -> str:
         plan = "the first layer" if draft.exit == 1 else f"the first {draft.exit} layers"
     else:
         plan = f"the plan {draft.notation} ({draft.method})"
-    return plan if draft.vocabulary is None else f"{plan} with a vocabulary of {draft.vocabulary:,} tokens"
+    return plan if draft.vocabulary is None else f"{plan}, limited to {draft.vocabulary:,} tokens of the vocabulary"
 
 
 def length(record: TimedRecord) -> str:
