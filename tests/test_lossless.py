@@ -237,8 +237,10 @@ def test_a_finished_run_is_not_measured_again(
         def run(self, *_: Any) -> Run:
             raise AssertionError("timed again")
 
-    (tmp_path / JOURNAL_FILE).write_bytes((finished[1] / JOURNAL_FILE).read_bytes())
+    journal = (finished[1] / JOURNAL_FILE).read_bytes()
+    (tmp_path / JOURNAL_FILE).write_bytes(journal)
     again = optimize_lossless(recipe, tmp_path, resume=True, bench=Stopped())
+    assert (tmp_path / JOURNAL_FILE).read_bytes() == journal
     assert again.model_dump(exclude=PASSING) == finished[0].model_dump(exclude=PASSING)
 
 

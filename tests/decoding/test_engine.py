@@ -28,7 +28,7 @@ def test_every_family_writes_what_transformers_writes(
     family_name: str, tiny_model: Any, asked: Any, generated: Any
 ) -> None:
     """A batch of unequal prompts that end unequally, past the sliding windows."""
-    model, requests = tiny_model(family_name), asked([12, 17, 6, 9])
+    model, requests = tiny_model(family_name), asked([6, 9, 4, 5])
     expected = generated(model, requests)
     with Engine(model) as engine:
         assert tokens(engine.generate(requests)) == expected
@@ -360,3 +360,20 @@ def test_a_model_wrapped_by_peft(tiny_model: Any, asked: Any, generated: Any) ->
         assert tokens(engine.generate(asked(6))) == expected
     with model.disable_adapter():
         assert generated(model, asked(6)) != expected
+
+
+def test_lengths_that_change_the_rotary_embedding_are_refused(tiny_model: Any) -> None:
+    """longrope's frequencies differ beyond a length, for all tokens of a pass alike."""
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 1.0,
+        "short_factor": [1.0] * 4,
+        "long_factor": [4.0, 5.0, 6.0, 9.0],
+        "original_max_position_embeddings": 16,
+    }
+    model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    with Engine(model) as engine:
+        assert len(engine.generate([Request([5] * 8, 8, ignore_end=True)])[0].token_ids) == 8
+        with pytest.raises(UsageError, match="context of 16; ask for at most 8 new tokens"):
+            engine.generate([Request([5] * 8, 9)])

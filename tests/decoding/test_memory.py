@@ -126,9 +126,9 @@ def short_requests(engine: Engine, count: int, drafts: Any) -> None:
 def test_many_short_requests_leave_nothing_behind(tiny_model: Any, plan_of: Any) -> None:
     with Engine(tiny_model("llama")) as engine:
         drafts = [engine.draft(plan_of("0-2"))]
-        short_requests(engine, 30, drafts)
+        short_requests(engine, 20, drafts)
         before, objects = tensors(), len(gc.get_objects())
-        short_requests(engine, 300, drafts)
+        short_requests(engine, 150, drafts)
         assert tensors() == before
         assert len(gc.get_objects()) - objects < 50
 

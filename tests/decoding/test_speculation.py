@@ -107,7 +107,7 @@ def test_every_family_alone_and_in_batches_at_length(
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("vocabulary", [None, PART], ids=["whole vocabulary", "part"])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_with_and_without_sharing_and_draft_vocabulary(
     name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any, generated: Any
 ) -> None:

@@ -176,8 +176,16 @@ def check_context(config: Any, read: int, max_new_tokens: int) -> None:
     Raises:
         UsageError: with how many tokens would fit.
     """
-    context = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if context is None or read + max_new_tokens <= context:
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if context is None:
+        return
+    rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "longrope":
+        # Beyond that length its frequencies follow the longest sequence of a pass, which batches and parts of prompts
+        # would make wrong.
+        context = min(context, rotary.get("original_max_position_embeddings") or context)
+    if read + max_new_tokens <= context:
         return
     if read >= context:
         raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}; shorten it")
