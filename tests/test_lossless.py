@@ -262,6 +262,14 @@ def test_a_model_that_ends_its_texts_at_once_is_said(planted_folder: Path, text:
         optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", bench=MadeUpBench())
 
 
+def test_a_model_of_a_single_layer_is_refused(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "single"
+    shutil.copytree(tiny_folder, folder)
+    AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=1).save_pretrained(folder)
+    with pytest.raises(SearchError, match="a single layer"):
+        optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", bench=MadeUpBench())
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [

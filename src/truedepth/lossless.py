@@ -7,7 +7,7 @@ the winner is timed once more on report prompts, which nothing was chosen by. On
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -118,7 +118,7 @@ class Job:
     loaded: LoadedModel
     engine: Engine
     bench: Bench
-    progress: Progress = field(default=silent)
+    progress: Progress = silent
 
     def run(self) -> LosslessResults:
         """Rate all drafts, time the best on validation prompts, and the winner on report prompts.
@@ -131,8 +131,7 @@ class Job:
         ratings = DraftSearch(self._evidence, self._walked, self.costs, list(self.vocabularies)).run()
         finalists = self._finalists(ratings)
         timed = self._contest("validation").hold(finalists) if finalists[1:] else []
-        order = sorted(range(len(timed)), key=lambda index: -timed[index].speedup)
-        winner = finalists[order[0] if order else 0]
+        winner = finalists[max(range(len(timed)), key=lambda index: timed[index].speedup, default=0)]
         adaptive = Contestant(winner.candidate, None)
         final = self._contest("report").hold([winner, adaptive])
         return self._results(ratings, timed, final)
