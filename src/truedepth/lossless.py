@@ -21,7 +21,6 @@ from truedepth.errors import SearchError
 from truedepth.evaluation.calibration import key_of
 from truedepth.evaluation.drafting import TargetTexts, Text, read_target_texts, write_texts
 from truedepth.evaluation.texts import Sizes, Texts, default_texts, read_text_file, read_texts
-from truedepth.families import family_of
 from truedepth.files import prepare_output, write_atomic
 from truedepth.journal import Journal
 from truedepth.lossless_results import (
@@ -246,7 +245,7 @@ class Job:
             truedepth_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=self.journal.seconds,
-            model=self._model_record(),
+            model=ModelRecord.of(self.loaded.model, self.recipe.model),
             machine=machine_record(device, bandwidth),
             pays=best.pays,
             best=best,
@@ -255,23 +254,7 @@ class Job:
             candidates=[_candidate_record(rating) for rating in ratings],
             aim=_aim(ratings),
             costs=self.costs,
-            text=TextRecord(
-                source=self._texts.source,
-                calibration_tokens=self._texts.calibration.numel(),
-                validation_tokens=self._texts.validation.numel(),
-                report_tokens=self._texts.report.numel(),
-            ),
-        )
-
-    def _model_record(self) -> ModelRecord:
-        model = self.loaded.model
-        return ModelRecord(
-            name=self.recipe.model,
-            family=family_of(model.config).name,
-            num_layers=self.engine.target.num_layers,
-            parameters=model.num_parameters(),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
+            text=TextRecord.of(self._texts),
         )
 
 

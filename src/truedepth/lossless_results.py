@@ -5,16 +5,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from truedepth.errors import TruedepthError
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan import DepthPlan, Form
-from truedepth.results import MachineRecord, ModelRecord, TextRecord
+from truedepth.results import MachineRecord, ModelRecord, TextRecord, read_record
 
 SCHEMA_VERSION = 1
 LOSSLESS_FILE = "lossless.json"
@@ -129,12 +127,5 @@ class LosslessResults(_Record):
         Raises:
             TruedepthError: the file is missing, is not JSON, or has another schema.
         """
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise TruedepthError(f"cannot read {path}: {error.strerror}; give a finished run's folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-            raise TruedepthError(
-                f"{path} is not a {LOSSLESS_FILE} of schema {SCHEMA_VERSION}: {error}; "
-                "run 'truedepth optimize --lossless' again"
-            ) from None
+        kind = f"a {LOSSLESS_FILE} of schema {SCHEMA_VERSION}"
+        return read_record(path, cls, kind, "truedepth optimize --lossless")

@@ -15,7 +15,6 @@ from truedepth.errors import SearchError
 from truedepth.evaluation.calibration import Calibration, calibrate, key_of
 from truedepth.evaluation.quality import Quality, compare_quality
 from truedepth.evaluation.texts import Sizes, Texts, read_texts
-from truedepth.families import family_of
 from truedepth.files import prepare_output, write_atomic
 from truedepth.journal import Journal
 from truedepth.measuring.bandwidth import read_bandwidth
@@ -269,7 +268,7 @@ class Job:
             truedepth_version=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=self.journal.seconds,
-            model=self._model_record(),
+            model=ModelRecord.of(self.loaded.model, self.recipe.model),
             machine=machine_record(self.loaded.model.device, self._bandwidth),
             target=TargetRecord(kind=self.target.kind, value=self.target.value),
             plan=PlanRecord.of(plan),
@@ -297,23 +296,7 @@ class Job:
                 if isfinite(loss)
             ],
             influence=self.evidence.block_influence(),
-            text=TextRecord(
-                source=self._texts.source,
-                calibration_tokens=self._texts.calibration.numel(),
-                validation_tokens=self._texts.validation.numel(),
-                report_tokens=self._texts.report.numel(),
-            ),
-        )
-
-    def _model_record(self) -> ModelRecord:
-        model = self.loaded.model
-        return ModelRecord(
-            name=self.recipe.model,
-            family=family_of(model.config).name,
-            num_layers=self._num_layers,
-            parameters=model.num_parameters(),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
+            text=TextRecord.of(self._texts),
         )
 
     def _peer(self, name: str, plan: DepthPlan, quality: Quality, measured: float | None) -> Peer:

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from truedepth.errors import TruedepthError
+from truedepth.families import family_of
 from truedepth.plan import DepthPlan, Form, Prefill
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from truedepth.evaluation.texts import Texts
+
+SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
 SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
@@ -50,6 +58,18 @@ class ModelRecord(_Record):
     parameters: int
     dtype: str
     device: str
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str) -> ModelRecord:
+        family = family_of(model.config)
+        return cls(
+            name=name,
+            family=family.name,
+            num_layers=len(family.decoder_layers(model)),
+            parameters=model.num_parameters(),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+        )
 
 
 class MachineRecord(_Record):
@@ -138,6 +158,15 @@ class TextRecord(_Record):
     validation_tokens: int
     report_tokens: int
 
+    @classmethod
+    def of(cls, texts: Texts) -> TextRecord:
+        return cls(
+            source=texts.source,
+            calibration_tokens=texts.calibration.numel(),
+            validation_tokens=texts.validation.numel(),
+            report_tokens=texts.report.numel(),
+        )
+
 
 class Results(_Record):
     schema_version: int = SCHEMA_VERSION
@@ -172,11 +201,22 @@ class Results(_Record):
         Raises:
             TruedepthError: the file is missing, is not JSON, or has another schema.
         """
-        try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            raise TruedepthError(f"cannot read {path}: {error.strerror}; give a finished run's folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-            raise TruedepthError(
-                f"{path} is not a results file of schema {SCHEMA_VERSION}: {error}; run 'truedepth optimize' again"
-            ) from None
+        return read_record(path, cls, f"a results file of schema {SCHEMA_VERSION}", "truedepth optimize")
+
+
+def read_record(path: Path, schema: type[SchemaT], kind: str, command: str) -> SchemaT:
+    """Read what a job has written.
+
+    Args:
+        kind: what the file should be, for the error.
+        command: what writes such a file.
+
+    Raises:
+        TruedepthError: the file is missing, is not JSON, or has another schema.
+    """
+    try:
+        return schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise TruedepthError(f"cannot read {path}: {error.strerror}; give a finished run's folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
+        raise TruedepthError(f"{path} is not {kind}: {error}; run '{command}' again") from None

@@ -6,7 +6,6 @@ the last hidden state that they share: with the unmodified model, and with each 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from truedepth.errors import PlanError
+from truedepth.evaluation.layer_statistics import LayerStatistics
 from truedepth.evaluation.quality import CONTEXT
 from truedepth.families import family_of
 from truedepth.models.rewire import restore
@@ -27,7 +27,7 @@ from truedepth.progress import Progress, silent
 
 
 @dataclass
-class Calibration:
+class Calibration(LayerStatistics):
     """The `Evidence` of a real model. Made by `calibrate`.
 
     Attributes:
@@ -53,19 +53,6 @@ class Calibration:
     def __post_init__(self) -> None:
         self._family = family_of(self.model.config)
         self._layers = self._family.decoder_layers(self.model)
-
-    @property
-    def num_layers(self) -> int:
-        return len(self._layers)
-
-    def block_influence(self) -> list[float]:
-        """ShortGPT (arXiv 2403.03853), eq. 1: mean over tokens of 1 - cos(x_l, x_{l+1}), for each layer l."""
-        return [1.0 - self._cosine(layer, layer + 1).mean().item() for layer in range(self.num_layers)]
-
-    def angular_distance(self, block: int) -> list[float]:
-        """arXiv 2403.17887, eq. 5, over all tokens: arccos(cos(x_l, x_{l+block})) / pi, for each start l."""
-        starts = range(self.num_layers - block + 1)
-        return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
 
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
         """Mean cross-entropy (nats a token) of the scored tokens under each plan.
@@ -126,9 +113,8 @@ class Calibration:
         self.remembered[key_of(plan)] = loss
         self.on_loss(key_of(plan), loss)
 
-    def _cosine(self, first: int, second: int) -> Tensor:
-        """cos(x_first, x_second) of every token, (N, T)."""
-        return cosine_similarity(self.hidden[first].float(), self.hidden[second].float(), dim=-1)
+    def _counted(self, cosines: Tensor) -> Tensor:
+        return cosines
 
 
 def key_of(plan: DepthPlan) -> str:

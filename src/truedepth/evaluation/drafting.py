@@ -11,13 +11,12 @@ instead of the target's: from the second drafted token on, their agreement is an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch.nn.functional import cross_entropy
 
 from truedepth.decoding.caches import KVCache
 from truedepth.decoding.engine import Engine
@@ -26,6 +25,7 @@ from truedepth.decoding.trunk import Place, Trunk
 from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.evaluation.agreement import Agreement
 from truedepth.evaluation.calibration import key_of
+from truedepth.evaluation.layer_statistics import LayerStatistics
 from truedepth.measuring.step_costs import shared_stages
 from truedepth.plan import DepthPlan, Form, Stage
 from truedepth.progress import Progress, silent
@@ -48,7 +48,7 @@ def write_texts(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: in
 
 
 @dataclass
-class TargetTexts:
+class TargetTexts(LayerStatistics):
     """The `DraftEvidence` of a real model. Made by `read_target_texts`.
 
     Attributes:
@@ -78,19 +78,6 @@ class TargetTexts:
     remembered_agreements: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     on_loss: Callable[[str, float], None] = lambda key, loss: None
     on_agreement: Callable[[str, dict[str, list[str]]], None] = lambda key, rows: None
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.hidden) - 1
-
-    def block_influence(self) -> list[float]:
-        """See `truedepth.methods.base.Evidence`."""
-        return [1.0 - self._cosine(layer, layer + 1).mean().item() for layer in range(self.num_layers)]
-
-    def angular_distance(self, block: int) -> list[float]:
-        """See `truedepth.methods.base.Evidence`."""
-        starts = range(self.num_layers - block + 1)
-        return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
 
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
         """Mean cross-entropy (nats a token) of the target's tokens under each plan."""
@@ -152,9 +139,8 @@ class TargetTexts:
         lengths = torch.tensor(self.lengths, device=self.tokens.device)
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < lengths[:, None]
 
-    def _cosine(self, first: int, second: int) -> Tensor:
-        """cos(x_first, x_second) at every real place."""
-        return cosine_similarity(self.hidden[first].float(), self.hidden[second].float(), dim=-1)[self._real()]
+    def _counted(self, cosines: Tensor) -> Tensor:
+        return cosines[self._real()]
 
 
 @torch.inference_mode()
