@@ -93,16 +93,24 @@ def main(args: list[str] | None = None) -> NoReturn:
     except (Exception, KeyboardInterrupt) as error:
         if settings.debug and not isinstance(error, click.Abort):
             raise
-        sys.exit(_report(error))
+        exit_code = _report(error)
+        _drop_unwritable_output()
+        sys.exit(exit_code)
     sys.exit(returned if isinstance(returned, int) else 0)
+
+
+def _drop_unwritable_output() -> None:
+    """Leave nothing to be flushed at exit that cannot be: Python would complain, and exit with 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: BaseException) -> int:
     """Say on stderr what went wrong, as one paragraph; returns the exit code."""
     if isinstance(error, BrokenPipeError):
-        # The reader has gone, as in `truedepth models | head -1`: say nothing, and flush nothing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 1  # the reader has gone, as in `truedepth models | head -1`: say nothing
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return error.exit_code
