@@ -16,8 +16,9 @@ from truedepth.decoding.caches import KVCache
 from truedepth.decoding.engine import Engine
 from truedepth.decoding.fingerprint import Fingerprint
 from truedepth.decoding.heads import ExitHead
+from truedepth.decoding.layouts import can_lay_out
 from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.packing import can_pack, is_hollow
+from truedepth.decoding.packing import is_hollow
 from truedepth.decoding.request import Request
 from truedepth.decoding.sampling import Sampling
 from truedepth.decoding.vocabulary import DraftVocabulary
@@ -146,7 +147,7 @@ class TestWeights:
             written(engine, 1, head)
             linears = [part for part in head.modules() if isinstance(part, torch.nn.Linear)]
             assert [is_hollow(linear.weight) for linear in linears] == [
-                can_pack(model.device, model.dtype)
+                can_lay_out(model.device, model.dtype)
             ] * 8  # packed, like the model's
         after = head.state_dict()
         assert all(torch.equal(after[name], before[name]) for name in before)
@@ -202,7 +203,7 @@ class TestFresh:
         with pytest.raises(DraftError, match=r"lacks the model's end of text \(token 2\)"):
             ExitHead.fresh(tiny_model("llama"), EXIT, vocabulary=DraftVocabulary(torch.tensor([5, 6])))
 
-    @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN")
+    @pytest.mark.skipif(not can_lay_out(torch.device("cpu"), torch.float32), reason="neither a C compiler nor oneDNN")
     def test_a_packed_model(self, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         with Engine(model), pytest.raises(UnsupportedModelError, match="close its Engine before making a head"):
@@ -313,7 +314,7 @@ class TestFiles:
             "agreement": [],
         }
 
-    @pytest.mark.skipif(not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN")
+    @pytest.mark.skipif(not can_lay_out(torch.device("cpu"), torch.float32), reason="neither a C compiler nor oneDNN")
     def test_saving_what_is_packed(self, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         head = ExitHead.fresh(model, EXIT, num_layers=0)

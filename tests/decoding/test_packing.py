@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 from truedepth.decoding.engine import Engine
+from truedepth.decoding.kernels import kernels
+from truedepth.decoding.layouts import can_lay_out
 from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.packing import can_pack, is_hollow, pack_linear
+from truedepth.decoding.packing import is_hollow, pack_linear
 from truedepth.errors import TruedepthError
 
-pytestmark = pytest.mark.skipif(
-    not can_pack(torch.device("cpu"), torch.float32), reason="this build of torch has no oneDNN"
-)
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -36,6 +36,16 @@ MODELS: dict[str, dict[str, Any]] = {
     "mixtral": {},
     "qwen3_moe": {},
 }
+
+
+@pytest.fixture(params=["our kernels", "oneDNN"], autouse=True)
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our own kernels, and as where there is no compiler for them."""
+    if request.param == "oneDNN":
+        for module in ("layouts", "packing", "attention"):
+            monkeypatch.setattr(f"truedepth.decoding.{module}.kernels", lambda: None)
+    else:
+        assert kernels() is not None, "the tests need a C compiler"
 
 
 @pytest.fixture(params=MODELS)
@@ -157,7 +167,7 @@ def test_other_dtypes(dtype: torch.dtype, tiny_model: Any, plan_of: Any, asked: 
     before = {name: held.clone() for name, held in model.state_dict().items()}
     with Engine(model) as engine:
         packed = any(is_hollow(parameter) for parameter in model.parameters())
-        assert packed == can_pack(torch.device("cpu"), dtype)
+        assert packed == can_lay_out(torch.device("cpu"), dtype)
         for drafts in ([], [engine.draft(plan_of("0-3"))]):
             results = engine.generate(asked([6, 3, 5, 4]), drafts=drafts, pacer=FixedLength(3))
             assert [len(result.token_ids) for result in results] == [6, 3, 5, 4]
@@ -167,7 +177,7 @@ def test_other_dtypes(dtype: torch.dtype, tiny_model: Any, plan_of: Any, asked: 
 def test_a_model_that_cannot_be_packed(
     tiny_model: Any, plan_of: Any, asked: Any, generated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("truedepth.decoding.engine.can_pack", lambda device, dtype: False)
+    monkeypatch.setattr("truedepth.decoding.engine.can_lay_out", lambda device, dtype: False)
     model = tiny_model("gemma2")
     expected = generated(model, asked(6))
     with Engine(model) as engine:

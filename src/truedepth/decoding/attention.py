@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from truedepth.decoding.kernels import kernels
+
 _NAME = "truedepth"
 
 FEW_QUERIES = 32
@@ -56,9 +58,14 @@ def attend(
     Returns:
         (B, T, Hq, d), and None for the weights, which are not kept.
     """
-    batch, heads, tokens, _dim = query.shape
+    batch, heads, tokens, size = query.shape
     group = heads // key.shape[1]
     causal = attention_mask is None and tokens > 1
+    if tokens <= FEW_QUERIES and not causal and softcap is None and _kernel_takes(query):
+        compiled = kernels()
+        if compiled is not None:
+            scale = size**-0.5 if scaling is None else scaling
+            return compiled.attend(query, key, value, attention_mask, scale), None
     if tokens > FEW_QUERIES or causal:
         key, value = (_repeat(held, group) for held in (key, value))
     elif group > 1:
@@ -73,6 +80,11 @@ def attend(
         output = _capped(query, key, value, attention_mask, causal, scaling, softcap)
     output = output.reshape(batch, heads, tokens, -1)
     return output.transpose(1, 2), None  # (B, T, Hq, d)
+
+
+def _kernel_takes(query: Tensor) -> bool:
+    kind = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] % 16 == 0
+    return kind and not query.requires_grad
 
 
 def _repeat(held: Tensor, group: int) -> Tensor:

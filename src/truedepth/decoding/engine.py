@@ -14,8 +14,9 @@ from truedepth.decoding.choice import Choice
 from truedepth.decoding.decoder import Decoder, Update
 from truedepth.decoding.drafts import Draft
 from truedepth.decoding.heads import DraftHead
+from truedepth.decoding.layouts import can_lay_out
 from truedepth.decoding.pacing import Never, Pacer
-from truedepth.decoding.packing import Packing, can_pack
+from truedepth.decoding.packing import Packing
 from truedepth.decoding.request import Request
 from truedepth.decoding.result import GenerationResult
 from truedepth.decoding.sampling import Chooser
@@ -62,7 +63,7 @@ class Engine:
             family.require(self.target.form)
         self.model, self.tokenizer = core, tokenizer
         embedding: Any = core.get_submodule(family.embedding)
-        packs = can_pack(embedding.weight.device, embedding.weight.dtype)
+        packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
         self._packing = Packing(core, family) if packs else None
         self.trunk = Trunk(core, self._packing)
         self._drafts: dict[Hashable, Draft] = {}

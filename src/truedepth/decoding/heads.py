@@ -5,7 +5,6 @@ An exit head is a file of its own, beside the model that it was trained for: `he
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 
 from truedepth.decoding.draft_files import Card, read_draft_files, write_draft_files
 from truedepth.decoding.fingerprint import Fingerprint
-from truedepth.decoding.packing import is_hollow, pack_linear
+from truedepth.decoding.packing import copy_norm, is_hollow, pack_linear
 from truedepth.decoding.trunk import Trunk
 from truedepth.decoding.vocabulary import DraftVocabulary, end_ids_of
 from truedepth.errors import DraftError, PlanError, UnsupportedModelError, UsageError
@@ -134,8 +133,8 @@ class ExitHead(nn.Module):
             # Of the last layer's attention type, as `Trunk.adopt` takes them.
             self.extra_layers = nn.ModuleList(kind(core.config, len(own) - 1) for _ in range(num_layers))
             self.projection = nn.Linear(fingerprint.hidden_size, draft_size, bias=head.bias is not None)
-        self.norm = copy.deepcopy(core.get_submodule(family.final_norm))
-        self.input_norm = copy.deepcopy(self.norm) if input_norm else None
+        self.norm = copy_norm(core.get_submodule(family.final_norm))
+        self.input_norm = copy_norm(self.norm) if input_norm else None
         if self.input_norm is not None:
             self.extra_layers[0].register_forward_pre_hook(partial(_normalise, self.input_norm))
         self.eval()

@@ -1,35 +1,24 @@
-"""Linear layers of a CPU model with their weights laid out once for oneDNN, instead of at every call.
+"""A CPU model made ready for decoding: its weights in a layout for fast products, its norms by a kernel of our own.
 
-`F.linear` lays the weights out anew for each call with more than one row, which costs more than the product. While a
-model is packed, each weight exists in the packed layout only; `unpack` puts the same numbers back.
-
-Three more things make a step faster, and change no number but by rounding:
-
-- Projections of the same input (q, k and v; gate and up) are one product. The first of them to be called computes all.
-- Fewer rows than `LEAST_ROWS` are filled up to it: oneDNN's kernels for one to three rows are slower than for four.
-- A table that is both embedding and LM head is packed in blocks, and a token's row is unpacked from its block.
+While a model is packed, each weight exists in its layout only; `unpack` puts the same numbers back. Projections of the
+same input (q, k and v; gate and up) are one product: the first of them to be called computes all. No number changes but
+by rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from truedepth.decoding.kernels import kernels
+from truedepth.decoding.layouts import can_lay_out, lay_out
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
-
-LEAST_ROWS = 4
-
-_BLOCK = 1024
-"""Rows of a block of a table that is also the embedding."""
-
-_TYPICAL_ROWS = 8
-"""What oneDNN is told to lay weights out for; with 1 it picks a layout that is slower for all."""
-
 
 _HOLLOW = float("nan")
 """What a packed weight's parameter reads as, so that nobody takes it for the weight."""
@@ -37,19 +26,20 @@ _HOLLOW = float("nan")
 
 def pack_linear(linear: nn.Linear) -> nn.Linear:
     """Pack a linear module that no model owns, where this machine can; returns it."""
-    if can_pack(linear.weight.device, linear.weight.dtype):
+    if can_lay_out(linear.weight.device, linear.weight.dtype):
         with torch.no_grad():
             _Together([linear])
     return linear
 
 
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN takes weights of this kind on this machine."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return dtype == torch.float32
+def copy_norm(norm: nn.Module) -> nn.Module:
+    """A copy of a norm as it came, whether or not its model is packed."""
+    quick = vars(norm).pop("forward", None)
+    try:
+        return copy.deepcopy(norm)
+    finally:
+        if quick is not None:
+            vars(norm)["forward"] = quick
 
 
 class Packing:
@@ -59,9 +49,9 @@ class Packing:
         if any(is_hollow(parameter) for parameter in model.parameters()):
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
-        self._packed: list[_Together | _Table] = []
+        self._packed: list[_Together | _Table | _Norm] = []
         self._family = family
-        self.add(family.decoder_layers(model))
+        self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
         head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
         if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
             tied = head.weight is embedding.weight
@@ -70,12 +60,15 @@ class Packing:
             self._packed.append(self._head)
 
     def add(self, modules: Iterable[nn.Module]) -> None:
-        """Pack the linear modules in some modules too, such as further decoder layers; not those packed already."""
+        """Pack some modules too, such as further decoder layers: what in them is linear or a norm, once."""
         with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
             for module in modules:
                 for members in _products_of(module, self._family):
                     if not is_hollow(members[0].weight):
                         self._packed.append(_Together(members))
+                for norm in module.modules():
+                    if quick := _quick_norm(norm):
+                        self._packed.append(_Norm(norm, quick))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
@@ -106,22 +99,6 @@ def _refuse_saving(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     raise TruedepthError("the model's weights are packed for decoding; close its Engine before saving or copying it")
 
 
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, _TYPICAL_ROWS)
-    return packed
-
-
-def _product(rows: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """rows @ weight.T + bias: (M, K) to (M, N)."""
-    count = rows.shape[0]
-    if count == 1:
-        rows = rows.expand(LEAST_ROWS, -1)  # cheaper than padding, and as good
-    elif count < LEAST_ROWS:
-        rows = nn.functional.pad(rows, (0, 0, 0, LEAST_ROWS - count))
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
-    return product[:count]
-
-
 def _hollow_out(parameter: Tensor) -> None:
     """Free a parameter's memory, keeping its shape."""
     parameter.data = torch.full((1,), _HOLLOW, dtype=parameter.dtype).expand(parameter.shape)
@@ -138,10 +115,9 @@ class _Together:
     def __init__(self, members: list[nn.Linear]) -> None:
         self.members = members
         self.sizes = [member.out_features for member in members]
-        weights = tuple(member.weight for member in members)
-        self.packed = _pack(torch.cat(weights) if weights[1:] else weights[0])
-        biases = tuple(member.bias for member in members if member.bias is not None)
-        self.bias = torch.cat(biases).detach() if biases else None
+        weights = tuple(member.weight.detach() for member in members)
+        biases = tuple(member.bias.detach() for member in members if member.bias is not None)
+        self.layout = lay_out(torch.cat(weights) if weights[1:] else weights[0], torch.cat(biases) if biases else None)
         self._given: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         for index, member in enumerate(members):
@@ -151,9 +127,9 @@ class _Together:
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         """(..., K) to (..., N): the output of one member."""
         if self._given is not hidden or index not in self._outputs:
-            flat = _product(hidden.reshape(-1, hidden.shape[-1]), self.packed, self.bias)
+            flat = self.layout.product(hidden.reshape(-1, hidden.shape[-1]))
             joint = flat.view(*hidden.shape[:-1], flat.shape[-1])
-            self._outputs = dict(enumerate(joint.split(self.sizes, dim=-1)))
+            self._outputs = dict(enumerate(joint.split_with_sizes(self.sizes, dim=-1)))
             self._given = hidden  # held, so that no other tensor can be taken for it
         output = self._outputs.pop(index)
         if not self._outputs:
@@ -161,23 +137,22 @@ class _Together:
         return output
 
     def rows(self, ids: Tensor) -> Tensor:
-        dense: Tensor = self.packed.to_dense()
-        return dense[ids]
+        return self.layout.rows(ids)
 
     def unpack(self) -> None:
-        dense = self.packed.to_dense()
+        dense = self.layout.dense()
         for member, weight in zip(self.members, dense.split(self.sizes), strict=True):
             member.weight.data = weight.clone() if self.members[1:] else weight
             del vars(member)["forward"]
 
 
 class _Table:
-    """An embedding that is the LM head too, packed in blocks of rows."""
+    """An embedding that is the LM head too."""
 
     def __init__(self, head: nn.Linear, embedding: nn.Embedding) -> None:
         self.head, self.embedding = head, embedding
-        self.bias = head.bias
-        self.blocks = [_pack(block) for block in head.weight.split(_BLOCK)]
+        bias = None if head.bias is None else head.bias.detach()
+        self.layout = lay_out(head.weight.detach(), bias, by_row=True)
         _hollow_out(head.weight)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
         self.padding, embedding.padding_idx = embedding.padding_idx, None
@@ -186,33 +161,51 @@ class _Table:
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """(..., D) to (..., V)."""
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        logits = torch.cat([_product(rows, block, None) for block in self.blocks], dim=-1)
-        if self.bias is not None:
-            logits += self.bias
-        return logits.view(*hidden.shape[:-1], -1)
+        return self.layout.product(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(...) to (..., D), by the embedding's own forward over the rows that are asked for."""
-        wanted, places = ids.unique(return_inverse=True)
         table = self.embedding.weight
         hollow = table.data
-        table.data = self.rows(wanted)
+        table.data = self.rows(ids.flatten())
         try:
+            places = torch.arange(ids.numel()).view(ids.shape)
             return type(self.embedding).forward(self.embedding, places)
         finally:
             table.data = hollow
 
     def rows(self, ids: Tensor) -> Tensor:
         """(n,), int64, to (n, D)."""
-        found = self.blocks[0].new_empty(len(ids), self.head.in_features, layout=torch.strided)
-        blocks = ids // _BLOCK
-        for block in blocks.unique().tolist():
-            here = blocks == block
-            found[here] = self.blocks[block].to_dense()[ids[here] - block * _BLOCK]
-        return found
+        return self.layout.rows(ids)
 
     def unpack(self) -> None:
         self.embedding.padding_idx = self.padding
-        self.head.weight.data = torch.cat([block.to_dense() for block in self.blocks])
+        self.head.weight.data = self.layout.dense()
         del vars(self.head)["forward"], vars(self.embedding)["forward"]
+
+
+class _Norm:
+    """An RMS norm that our own kernel computes: (..., D), float32, to the same."""
+
+    def __init__(self, norm: nn.Module, quick: Callable[[Tensor], Tensor]) -> None:
+        self.norm = norm
+        vars(norm)["forward"] = quick
+
+    def unpack(self) -> None:
+        del vars(self.norm)["forward"]
+
+
+def _quick_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """The kernel in place of a norm that computes gain * x / sqrt(mean(x^2) + epsilon); None for any other module.
+
+    Whether it does is seen by trying: families write their norms each for itself, and Gemma's gain is 1 + weight.
+    """
+    compiled, gain = kernels(), getattr(norm, "weight", None)
+    epsilon = getattr(norm, "variance_epsilon", None)
+    if compiled is None or epsilon is None or "forward" in vars(norm):
+        return None
+    if not isinstance(gain, Tensor) or gain.dim() != 1 or gain.device.type != "cpu" or gain.dtype != torch.float32:
+        return None
+    quick = partial(compiled.normalise, gain=gain.detach(), epsilon=epsilon)
+    probe = torch.linspace(-1.5, 2, 3 * len(gain)).view(3, -1)  # (3, D)
+    return quick if torch.allclose(norm(probe), quick(probe), atol=1e-5, rtol=1e-5) else None
