@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from truedepth.cli.optimize import command
+from truedepth.cli.show import command as show
 from truedepth.errors import UsageError
 from truedepth.lossless_results import LOSSLESS_FILE, LosslessResults
 from truedepth.recipe import LosslessRecipe, Recipe, Windows, load_recipe
@@ -47,6 +48,11 @@ def test_prints_the_table_and_where_the_report_is(tiny_folder: Path, text: Path,
     repeated = CliRunner().invoke(command, again, catch_exceptions=False)
     data = json.loads(repeated.stdout)
     assert data["best"] == LosslessResults.load(output / LOSSLESS_FILE).to_dict()["best"]
+    shown = CliRunner().invoke(show, [str(output)], catch_exceptions=False).stdout
+    assert "No draft pays" in shown and data["best"]["draft"]["notation"] in shown
+    assert str(output / REPORT_FILE) in shown.replace("\n", "")
+    as_json = CliRunner().invoke(show, [str(output), "--json"], catch_exceptions=False).stdout
+    assert json.loads(as_json)["best"] == data["best"]
 
 
 def test_a_recipe_repeats_the_run(tiny_folder: Path, text: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,16 @@ def test_every_parameter_comes_back_bit_for_bit(model: Any) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
     for parameter in parameters.values():
         assert parameter.requires_grad and not parameter.is_inference() and parameter.is_contiguous()
+
+
+def test_an_engine_that_nobody_holds_gives_the_weights_back(tiny_model: Any, asked: Any) -> None:
+    model = tiny_model("llama", tie_word_embeddings=True)
+    before = bits(model)
+    engine = Engine(model)
+    engine.generate(asked(3))
+    del engine
+    gc.collect()
+    assert all(held.equal(before[name]) for name, held in bits(model).items())
 
 
 def test_a_model_can_be_trained_after_decoding(tiny_model: Any, token_ids: Any, asked: Any) -> None:

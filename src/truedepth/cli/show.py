@@ -14,6 +14,7 @@ from truedepth.plan_text import PLAN_WORDS, names_a_file, read_plan
 from truedepth.report import REPORT_FILE
 
 if TYPE_CHECKING:
+    from truedepth.lossless_results import LosslessResults
     from truedepth.results import Results
 
 
@@ -41,19 +42,27 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
 
     TARGET is a finished run's folder or a plan: a plan.yaml, a notation, exit:8, or METHOD@VALUE.
     """
-    from truedepth.results import RESULTS_FILE, Results
-
-    folder = Path(target)
-    if not (folder / RESULTS_FILE).exists():
+    results = _read_run(Path(target))
+    if results is None:
         _show_plan(_read_plan(target, layers, form, prefill), as_json)
         return
     if (layers, form, prefill) != (None, None, None):
         raise UsageError(f"{target} is a finished run; leave out --layers, --form and --prefill")
-    results = Results.load(folder / RESULTS_FILE)
     if as_json:
         print_json(results.to_dict())
     else:
-        _show_run(results, folder)
+        _show_run(results, Path(target))
+
+
+def _read_run(folder: Path) -> Results | LosslessResults | None:
+    from truedepth.lossless_results import LOSSLESS_FILE, LosslessResults
+    from truedepth.results import RESULTS_FILE, Results
+
+    if (folder / RESULTS_FILE).exists():
+        return Results.load(folder / RESULTS_FILE)
+    if (folder / LOSSLESS_FILE).exists():
+        return LosslessResults.load(folder / LOSSLESS_FILE)
+    return None
 
 
 def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Prefill | None) -> DepthPlan:
@@ -80,14 +89,20 @@ def _show_plan(plan: DepthPlan, as_json: bool) -> None:
     Console().print(draw_plan(plan))
 
 
-def _show_run(results: Results, folder: Path) -> None:
+def _show_run(results: Results | LosslessResults, folder: Path) -> None:
     from rich.console import Console
 
+    from truedepth.report.lossless.table import lossless_table
     from truedepth.report.terminal import results_table
+    from truedepth.results import Results
 
-    Console().print(results_table(results))
+    if isinstance(results, Results):
+        table, plan = results_table(results), results.plan.to_plan()
+    else:
+        table, plan = lossless_table(results), results.best.draft.to_plan()
+    Console().print(table)
     click.echo()
-    _show_plan(results.plan.to_plan(), as_json=False)
+    _show_plan(plan, as_json=False)
     report = folder / REPORT_FILE
     if report.exists():
         click.echo(f"\nThe report: {report}")

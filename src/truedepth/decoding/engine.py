@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+import weakref
+from collections.abc import Callable, Hashable, Iterator
 from collections.abc import Sequence as Many
 from typing import Any, Self
 
@@ -64,8 +65,9 @@ class Engine:
         self.model, self.tokenizer = core, tokenizer
         embedding: Any = core.get_submodule(family.embedding)
         packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
-        self._packing = Packing(core, family) if packs else None
-        self.trunk = Trunk(core, self._packing)
+        packing = Packing(core, family) if packs else None
+        self.trunk = Trunk(core, packing)
+        self._release = _release_when_dropped(self, packing)
         self._drafts: dict[Hashable, Draft] = {}
         self._pacers: dict[tuple[Draft, ...], Pacer] = {}
 
@@ -160,15 +162,22 @@ class Engine:
 
     def close(self) -> None:
         """Put the model's weights back, bit for bit. The engine cannot be used afterwards."""
-        if self._packing is not None:
-            self._packing.unpack()
-            self._packing = None
+        self._release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _release_when_dropped(engine: Engine, packing: Packing | None) -> Callable[[], object]:
+    """What puts a model's weights back, once; nobody referring to the engine any more does so too."""
+    if packing is None:
+        return lambda: None
+    release = weakref.finalize(engine, packing.unpack)
+    release.atexit = False
+    return release
 
 
 def check_context(config: Any, read: int, max_new_tokens: int) -> None:
