@@ -21,6 +21,7 @@ from truedepth.generation import Options, Piece, generate, stream
 from truedepth.models.load import LoadedModel, load
 from truedepth.models.rewire import apply, restore
 from truedepth.plan import DepthPlan
+from truedepth.plan_file import save_plan
 
 PROMPT = "Once upon a time"
 DRAFT = "0-3 (4|5)"
@@ -172,6 +173,17 @@ class TestDrafts:
     def test_vocabulary(self, loaded: LoadedModel, greedy: truedepth.GenerationResult) -> None:
         part = DraftVocabulary(torch.tensor(sorted(set(greedy.token_ids))[1:]))
         written = generate(loaded, PROMPT, max_new_tokens=24, draft="0-5", draft_length=3, vocabulary=part)
+        assert written.token_ids == greedy.token_ids
+        assert 0 < written.accepted < written.drafted
+
+    def test_the_vocabulary_beside_a_plan(
+        self, loaded: LoadedModel, greedy: truedepth.GenerationResult, tmp_path: Path
+    ) -> None:
+        """As a finished search for a draft leaves it."""
+        save_plan(DepthPlan.full(6), tmp_path / "plan.yaml")
+        part = DraftVocabulary(torch.tensor(sorted(set(greedy.token_ids))[1:]))
+        part.save(tmp_path, loaded.model, loaded.tokenizer)
+        written = generate(loaded, PROMPT, max_new_tokens=24, draft=str(tmp_path), draft_length=3)
         assert written.token_ids == greedy.token_ids
         assert 0 < written.accepted < written.drafted
 

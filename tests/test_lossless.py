@@ -163,7 +163,7 @@ def test_a_draft_vocabulary_is_written_where_it_pays(recipe: LosslessRecipe, tmp
     assert len(vocabulary.ids) == VOCABULARY // 8
     assert vocabulary.source == results.text.source == str(recipe.text)
     page = (tmp_path / REPORT_FILE).read_text(encoding="utf-8")
-    assert f"--draft-vocabulary {tmp_path.as_posix()}" in page
+    assert f"--draft {tmp_path.as_posix()}" in page
 
 
 def test_a_plan_that_cannot_pay_is_said(tiny_folder: Path, text: Path, tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_what_is_masked_counts_for_nothing(compiled: Kernels) -> None:
     assert compiled.attend(query, key, value, mask, 1.0).equal(before)
 
 
+def test_entries_go_to_their_slots(compiled: Kernels) -> None:
+    held, new = torch.zeros(3, 10, 2, 16), numbers(2, 4, 2, 16).transpose(1, 2)  # (B, H, T, d)
+    slots = torch.tensor([20, 21, 22, 29, 3, 4, 5, 6])
+    compiled.store(held, new, slots)
+    expected = torch.zeros(30, 2, 16)
+    expected[slots] = new.transpose(1, 2).reshape(8, 2, 16)
+    assert held.view(30, 2, 16).equal(expected)
+
+
 def test_compiled_once(nothing_built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels() is not None
     (library,) = nothing_built.iterdir()

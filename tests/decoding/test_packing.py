@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With our own kernels, and as where there is no compiler for them."""
     if request.param == "oneDNN":
-        for module in ("layouts", "packing", "attention"):
+        for module in ("layouts", "packing", "attention", "caches"):
             monkeypatch.setattr(f"truedepth.decoding.{module}.kernels", lambda: None)
     else:
         assert kernels() is not None, "the tests need a C compiler"

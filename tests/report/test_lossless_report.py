@@ -167,7 +167,7 @@ def test_what_pays_is_told_with_its_figures(source: Any) -> None:
 
 def test_commands_name_the_run_its_vocabulary_and_its_length(source: Any, tmp_path: Path) -> None:
     run = tmp_path.as_posix()
-    options = f"--draft {run} --draft-vocabulary {run} --draft-length 4"
+    options = f"--draft {run} --draft-length 4"
     assert f"truedepth generate test-data/sample-12-layers {options} " in html.unescape(source())
     adaptive = html.unescape(source(best=timed(EXIT, 1.5, 1.4, None)))
     assert f"generate test-data/sample-12-layers --draft {run} --prompt" in adaptive

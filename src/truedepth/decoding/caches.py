@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import torch
 from torch import Tensor
+
+from truedepth.decoding.kernels import kernels
 
 
 class KVCache:
@@ -35,7 +38,11 @@ class KVCache:
         """
         if layer not in self._held:
             self._held[layer] = (self._like(keys), self._like(values))
+        compiled = kernels() if keys.dtype == torch.float32 and keys.device.type == "cpu" else None
         for held, new in zip(self._held[layer], (keys, values), strict=True):
+            if compiled is not None:
+                compiled.store(held, new, slots)
+                continue
             flat = held.view(-1, *held.shape[2:])
             flat.index_copy_(0, slots, new.transpose(1, 2).reshape(-1, *held.shape[2:]))
 

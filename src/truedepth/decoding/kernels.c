@@ -182,3 +182,13 @@ void attend(const float *q, const float *k, const float *v, const float *mask, f
                       y + ((row * tokens + token) * heads + head) * size, span, strides[5], strides[8], scale);
     }
 }
+
+/* Entries of new tokens, (batch, heads, tokens, size), into their slots. */
+void store(float *held, const float *new, const int64_t *slots, const int64_t *shape, const int64_t *strides) {
+    const int64_t batch = shape[0], heads = shape[1], tokens = shape[2], size = shape[3];
+    for (int64_t row = 0; row < batch; row++)
+        for (int64_t token = 0; token < tokens; token++)
+            for (int64_t head = 0; head < heads; head++)
+                memcpy(held + (slots[row * tokens + token] * heads + head) * size,
+                       new + row * strides[0] + head * strides[1] + token * strides[2], size * sizeof(float));
+}

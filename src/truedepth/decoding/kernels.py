@@ -39,36 +39,38 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         pointer, size = c_void_p, c_size_t
-        self._product, self._normalise, self._attend = library.product, library.normalise, library.attend
+        self._product, self._normalise = library.product, library.normalise
+        self._attend, self._store = library.attend, library.store
         self._product.argtypes = [pointer, pointer, pointer, pointer, size, size, size, c_int]
         self._normalise.argtypes = [pointer, pointer, pointer, size, size, c_float, c_int]
         self._attend.argtypes = [*[pointer] * 6, pointer, pointer, c_float, c_int]
-        for function in (self._product, self._normalise, self._attend):
+        self._store.argtypes = [pointer] * 5
+        for function in (self._product, self._normalise, self._attend, self._store):
             function.restype = None
         self.panel: int = library.panel()
 
-    def product(self, rows: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
-        """rows @ weight.T + bias.
+    def product(self, hidden: Tensor, panels: Tensor, bias: Tensor | None) -> Tensor:
+        """hidden @ weight.T + bias.
 
         Args:
-            rows: (M, K), float32.
+            hidden: (..., K), float32.
             panels: the weight, `panel` of its rows interleaved, contiguous: (P, K, panel).
             bias: (P * panel,), or None.
 
         Returns:
-            (M, P * panel), float32.
+            (..., P * panel), float32.
         """
-        rows = rows.contiguous()
-        count, width = rows.shape[0], panels.shape[0] * self.panel
-        output = rows.new_empty(count, width)  # (M, P * panel)
+        hidden = hidden.contiguous()
+        count, size, _ = panels.shape
+        output = hidden.new_empty(*hidden.shape[:-1], count * self.panel)  # (..., P * panel)
         self._product(
-            rows.data_ptr(),
+            hidden.data_ptr(),
             panels.data_ptr(),
             None if bias is None else bias.data_ptr(),
             output.data_ptr(),
+            hidden.numel() // size,
+            size,
             count,
-            rows.shape[1],
-            panels.shape[0],
             torch.get_num_threads(),
         )
         return output
@@ -113,6 +115,22 @@ class Kernels:
             torch.get_num_threads(),
         )
         return output
+
+    def store(self, held: Tensor, new: Tensor, slots: Tensor) -> None:
+        """Put cache entries into their slots.
+
+        Args:
+            held: (rows, capacity, H, d), float32, contiguous.
+            new: (B, H, T, d), its last dimension dense.
+            slots: row * capacity + position of each token, (B * T,), int64, contiguous.
+        """
+        self._store(
+            held.data_ptr(),
+            new.data_ptr(),
+            slots.data_ptr(),
+            (c_int64 * 4)(*new.shape),
+            (c_int64 * 3)(*new.stride()[:3]),
+        )
 
 
 @cache

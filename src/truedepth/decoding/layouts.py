@@ -10,14 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from truedepth.decoding.kernels import kernels
+from truedepth.decoding.kernels import Kernels, kernels
 
 
 class Layout(Protocol):
     """A weight (N, K), and its bias, in a layout of its own. The numbers are the same bits."""
 
-    def product(self, rows: Tensor) -> Tensor:
-        """rows @ weight.T + bias: (M, K) to (M, N)."""
+    def product(self, hidden: Tensor) -> Tensor:
+        """hidden @ weight.T + bias: (..., K) to (..., N)."""
         ...
 
     def rows(self, ids: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def lay_out(weight: Tensor, bias: Tensor | None, *, by_row: bool = False) -> Lay
     """
     compiled = kernels() if weight.dtype == torch.float32 else None
     if compiled is not None:
-        return Panels(weight, bias, compiled.panel)
+        return Panels(weight, bias, compiled)
     return Blocks(weight, bias, _BLOCK if by_row else weight.shape[0])
 
 
@@ -59,18 +59,17 @@ def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
 class Panels:
     """For our own kernels: `panel` rows of the weight interleaved, so that a product reads memory in order."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, panel: int) -> None:
-        self._count, self._panel = weight.shape[0], panel
-        missing = -self._count % panel
+    def __init__(self, weight: Tensor, bias: Tensor | None, compiled: Kernels) -> None:
+        self._kernels = compiled
+        self._count, self._panel = weight.shape[0], compiled.panel
+        missing = -self._count % self._panel
         weight = nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
-        self._weight = weight.reshape(-1, panel, weight.shape[1]).transpose(1, 2).contiguous()  # (P, K, panel)
+        self._weight = weight.reshape(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()  # (P, K, panel)
         self._bias = None if bias is None else nn.functional.pad(bias, (0, missing)).contiguous()
 
-    def product(self, rows: Tensor) -> Tensor:
-        compiled = kernels()
-        if compiled is None:
-            raise RuntimeError("the kernels of this layout are gone")
-        return compiled.product(rows, self._weight, self._bias)[:, : self._count]
+    def product(self, hidden: Tensor) -> Tensor:
+        output = self._kernels.product(hidden, self._weight, self._bias)  # (..., P * panel)
+        return output if output.shape[-1] == self._count else output[..., : self._count]
 
     def rows(self, ids: Tensor) -> Tensor:
         return self._weight[ids // self._panel, :, ids % self._panel]
@@ -100,7 +99,8 @@ class Blocks:
             torch.ops.mkldnn._reorder_linear_weight(part, _TYPICAL_ROWS) for part in weight.detach().split(block)
         ]
 
-    def product(self, rows: Tensor) -> Tensor:
+    def product(self, hidden: Tensor) -> Tensor:
+        rows = hidden.reshape(-1, hidden.shape[-1])  # (M, K)
         count = rows.shape[0]
         if count == 1:
             rows = rows.expand(_LEAST_ROWS, -1)  # cheaper than padding, and as good
@@ -110,7 +110,7 @@ class Blocks:
         product: Tensor = torch.cat(products, dim=-1) if products[1:] else products[0]
         if self._bias is not None:
             product += self._bias
-        return product[:count]
+        return product[:count].view(*hidden.shape[:-1], -1)
 
     def rows(self, ids: Tensor) -> Tensor:
         found: Tensor = self._blocks[0].new_empty(len(ids), self._size, layout=torch.strided)

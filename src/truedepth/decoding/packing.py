@@ -122,13 +122,12 @@ class _Together:
         self._outputs: dict[int, Tensor] = {}
         for index, member in enumerate(members):
             _hollow_out(member.weight)
-            vars(member)["forward"] = partial(self._forward, index)
+            vars(member)["forward"] = partial(self._forward, index) if members[1:] else self.layout.product
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         """(..., K) to (..., N): the output of one member."""
         if self._given is not hidden or index not in self._outputs:
-            flat = self.layout.product(hidden.reshape(-1, hidden.shape[-1]))
-            joint = flat.view(*hidden.shape[:-1], flat.shape[-1])
+            joint = self.layout.product(hidden)
             self._outputs = dict(enumerate(joint.split_with_sizes(self.sizes, dim=-1)))
             self._given = hidden  # held, so that no other tensor can be taken for it
         output = self._outputs.pop(index)
@@ -156,12 +155,8 @@ class _Table:
         _hollow_out(head.weight)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
         self.padding, embedding.padding_idx = embedding.padding_idx, None
-        vars(head)["forward"] = self._logits
+        vars(head)["forward"] = self.layout.product
         vars(embedding)["forward"] = self._embed
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) to (..., V)."""
-        return self.layout.product(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:-1], -1)
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(...) to (..., D), by the embedding's own forward over the rows that are asked for."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from pathlib import Path
 
 from truedepth.decoding.decoder import MOST_DRAFTED
 from truedepth.decoding.drafts import Draft
 from truedepth.decoding.engine import Engine
 from truedepth.decoding.heads import DraftHead, ExitHead
 from truedepth.decoding.pacing import FixedLength, Pacer
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.decoding.vocabulary import VOCABULARY_FILES, DraftVocabulary
 from truedepth.errors import UsageError
 from truedepth.plan import DepthPlan
 from truedepth.plan_text import read_plan
@@ -28,7 +29,8 @@ class Speculation:
             and plain decoding where there is no head.
         draft_length: tokens drafted each time; None: what pays, by what is seen.
         head: a trained exit head; None: the model's own norm and head.
-        vocabulary: the tokens that may be drafted; None: all.
+        vocabulary: the tokens that may be drafted; None: all, or those of the vocabulary in the folder that is given as
+            the draft.
 
     Raises:
         UsageError: a length that is out of range, a length for several drafts, or any of these without a draft.
@@ -68,4 +70,15 @@ class Speculation:
         if isinstance(draft, Draft):
             return draft
         plan = read_plan(draft, engine.target.num_layers) if isinstance(draft, str) else draft
-        return engine.draft(plan, head=self.head, vocabulary=self.vocabulary)
+        vocabulary = self.vocabulary
+        if vocabulary is None and self.head is None and isinstance(draft, str):
+            vocabulary = _vocabulary_beside(draft, engine)
+        return engine.draft(plan, head=self.head, vocabulary=vocabulary)
+
+
+def _vocabulary_beside(draft: str, engine: Engine) -> DraftVocabulary | None:
+    """The draft vocabulary that a finished search left beside its plan, if it did."""
+    folder = Path(draft)
+    if engine.tokenizer is None or not (folder / f"{VOCABULARY_FILES}.json").exists():
+        return None
+    return DraftVocabulary.load(folder, engine.model, engine.tokenizer)

@@ -71,11 +71,9 @@ def _costs(costs: StepCosts) -> tuple[Part, ...]:
 def _commands(results: LosslessResults, folder: Path) -> tuple[tuple[str, str], ...]:
     model, run = shlex.quote(results.model.name), shlex.quote(folder.as_posix())
     options = f"--draft {run}"
-    if results.best.draft.vocabulary is not None:
-        options += f" --draft-vocabulary {run}"
     if results.best.length is not None:
         options += f" --draft-length {results.best.length}"
     return (
         ("Write with it", f"truedepth generate {model} {options} --prompt 'Why is the sky blue?' --stats"),
-        ("See the draft in a terminal", f"truedepth show {run}"),
+        ("See the result in a terminal", f"truedepth show {run}"),
     )
