@@ -9,19 +9,19 @@
 #include <stdint.h>
 #include <string.h>
 
+/* A tile of ROWS rows and one panel of LANES vectors keeps all of its sums in registers. */
 #if defined(__AVX512F__)
-enum { LANE = 16, LANES = 2 };
+enum { LANE = 16, LANES = 2, ROWS = 12 };
 #elif defined(__AVX__)
-enum { LANE = 8, LANES = 2 };
+enum { LANE = 8, LANES = 2, ROWS = 6 };
 #elif defined(__ARM_NEON)
-enum { LANE = 4, LANES = 4 };
+enum { LANE = 4, LANES = 4, ROWS = 6 };
 #else
-enum { LANE = 4, LANES = 2 };
+enum { LANE = 4, LANES = 2, ROWS = 6 };
 #endif
 
-/* A panel is so many outputs of a product, their weights interleaved. A tile of ROWS rows and one panel keeps all of its
-   sums in registers. */
-enum { PANEL = LANE * LANES, ROWS = 6 };
+/* A panel is so many outputs of a product, their weights interleaved. */
+enum { PANEL = LANE * LANES };
 
 /* Sums that one query's output is added up in at a time. */
 enum { SUMS = 8 };
@@ -36,14 +36,14 @@ static inline __attribute__((always_inline)) void tile(size_t rows, const float 
                                                        float *restrict y, size_t k_size, size_t stride) {
     lane sums[ROWS][LANES] = {{{0}}};
     for (size_t k = 0; k < k_size; k++)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (size_t row = 0; row < rows; row++)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
             for (size_t at = 0; at < LANES; at++)
                 sums[row][at] += x[row * k_size + k] * *(const lane *)(weight + k * PANEL + at * LANE);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
     for (size_t row = 0; row < rows; row++)
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (size_t at = 0; at < LANES; at++) {
             const lane added = bias ? *(const lane *)(bias + at * LANE) : (lane){0};
             *(lane *)(y + row * stride + at * LANE) = sums[row][at] + added;
@@ -52,14 +52,14 @@ static inline __attribute__((always_inline)) void tile(size_t rows, const float 
 
 static void tile_of(size_t rows, const float *x, const float *weight, const float *bias, float *y, size_t k_size,
                     size_t stride) {
+#define TILE(count) case count: tile(count, x, weight, bias, y, k_size, stride); break;
     switch (rows) {
-    case 1: tile(1, x, weight, bias, y, k_size, stride); break;
-    case 2: tile(2, x, weight, bias, y, k_size, stride); break;
-    case 3: tile(3, x, weight, bias, y, k_size, stride); break;
-    case 4: tile(4, x, weight, bias, y, k_size, stride); break;
-    case 5: tile(5, x, weight, bias, y, k_size, stride); break;
-    case 6: tile(6, x, weight, bias, y, k_size, stride); break;
+        TILE(1) TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#if defined(__AVX512F__)
+        TILE(7) TILE(8) TILE(9) TILE(10) TILE(11) TILE(12)
+#endif
     }
+#undef TILE
 }
 
 void product(const float *x, const float *weight, const float *bias, float *y, size_t rows, size_t k_size,
