@@ -7,7 +7,9 @@ by rounding.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -58,6 +60,7 @@ class Packing:
             with torch.inference_mode(False), torch.no_grad():
                 self._head = _Table(head, embedding) if tied else _Together([head])
             self._packed.append(self._head)
+        _give_back_freed_memory()
 
     def add(self, modules: Iterable[nn.Module]) -> None:
         """Pack some modules too, such as further decoder layers: what in them is linear or a norm, once."""
@@ -93,6 +96,12 @@ def _products_of(layer: nn.Module, family: Family) -> Iterator[list[nn.Linear]]:
             else:
                 yield from ([member] for member in together)
     yield from ([module] for module in linears.values())
+
+
+def _give_back_freed_memory() -> None:
+    """Have glibc hand the memory of the old layout to the system: by itself it keeps a fifth of the weights' size."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library: nothing to do
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _refuse_saving(module: nn.Module, prefix: str, keep_vars: bool) -> None:
