@@ -47,3 +47,7 @@ class DecodingError(TruedepthError):
 
 class DraftError(TruedepthError):
     """A draft vocabulary or an exit head that is damaged, or that does not fit the model it is meant for."""
+
+
+class TrainingError(TruedepthError):
+    """A training that cannot go on: a loss or gradient that is not a number, or a checkpoint of another run."""

@@ -1,0 +1,95 @@
+"""Checkpoints of a training that are whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
+
+from truedepth.errors import OutputError, TrainingError
+from truedepth.files import output_error
+from truedepth.models.wording import one_line
+from truedepth.training.figures import Meter
+
+METER_FILE = "figures.json"
+
+
+def checkpoint_folder(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, by the convention of transformers."""
+    return folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint of the highest step."""
+    found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    return Path(found) if found else None
+
+
+def aside_folder(folder: Path, step: int) -> Path:
+    """Where a checkpoint is written before it is whole."""
+    return folder / f".{PREFIX_CHECKPOINT_DIR}-{step}.part"
+
+
+@contextmanager
+def named_failures(aside: Path, folder: Path) -> Iterator[None]:
+    """Delete what was half written, and say what went wrong and which checkpoint there still is."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk by errors of their own.
+        shutil.rmtree(aside, ignore_errors=True)
+        last = last_checkpoint(folder)
+        still = f"the last one, {last}, is whole: resume from it" if last else "there is none yet"
+        if isinstance(error, OSError):
+            raise OutputError(f"{output_error(aside.parent, error)}; of the checkpoints, {still}") from error
+        raise OutputError(
+            f"cannot write the checkpoint {checkpoint_folder(folder, _step(aside))}: {one_line(error)}; check the free "
+            f"space of the disk; of the checkpoints, {still}"
+        ) from error
+
+
+def put_in_place(aside: Path, folder: Path, step: int, keep: int | None) -> None:
+    """Flush a whole checkpoint to the disk, give it its name, and delete older ones.
+
+    Args:
+        aside: the folder in which transformers has written it.
+        keep: how many checkpoints stay; None keeps all.
+    """
+    written, final = checkpoint_folder(aside, step), checkpoint_folder(folder, step)
+    for file in written.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    written.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+    rotate_checkpoints(str(folder), keep)
+
+
+def save_meter(meter: Meter, checkpoint: Path) -> None:
+    """Keep the figures since the last log with a checkpoint."""
+    text = json.dumps({"sums": meter.sums, "steps": meter.steps})
+    (checkpoint / METER_FILE).write_text(text, encoding="utf-8")
+
+
+def load_meter(checkpoint: Path) -> Meter:
+    """What `save_meter` kept.
+
+    Raises:
+        TrainingError: the checkpoint is none of ours, or damaged.
+    """
+    path = checkpoint / METER_FILE
+    try:
+        return Meter(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingError(f"{path} cannot be read ({one_line(error)}); resume from another checkpoint") from None
+
+
+def _step(aside: Path) -> int:
+    return int(aside.name.removesuffix(".part").rpartition("-")[2])
