@@ -35,8 +35,8 @@ class Encoder:
     A document is its text and the end token. A prompt and its response are tokenised apart, as they are when a
     response is generated; the response ends with the end token. A conversation is what the tokenizer's chat template
     makes of it. Where the template does not mark responses itself, they are what each assistant message adds to the
-    messages before it; a template that writes earlier messages differently once there are later ones leaves only the
-    last response to be learnt.
+    messages before it, the first message of all left out; a template that writes earlier messages differently once
+    there are later ones leaves only the last response to be learnt.
 
     Args:
         learn: in conversations, `all` responses or the `last` one only.
@@ -92,9 +92,10 @@ class Encoder:
     def _by_prefixes(self, item: Conversation) -> Encoded:
         ids = self._write(item, len(item.messages))["input_ids"]
         learnt = [False] * len(ids)
-        turns = [index for index, message in enumerate(item.messages) if message["role"] == "assistant"]
+        # What a template writes before a first message cannot be told from the message by a prefix.
+        turns = [turn for turn, message in enumerate(item.messages) if message["role"] == "assistant" and turn]
         for turn in reversed(turns):
-            prefix = self._write(item, turn, add_generation_prompt=True)["input_ids"] if turn else []
+            prefix = self._write(item, turn, add_generation_prompt=True)["input_ids"]
             whole = ids if turn == len(item.messages) - 1 else self._write(item, turn + 1)["input_ids"]
             if ids[: len(whole)] != whole or whole[: len(prefix)] != prefix:
                 if turn == turns[-1]:

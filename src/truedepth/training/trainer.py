@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from truedepth.errors import TrainingError
+from truedepth.models.quiet import quiet_transformers
 from truedepth.training.checkpoints import (
     aside_folder,
     checkpoint_folder,
@@ -26,10 +27,10 @@ from truedepth.training.checkpoints import (
     put_in_place,
     save_meter,
 )
-from truedepth.training.even_rows import EvenRows
 from truedepth.training.figures import FIGURES_FILE, Figures, FiguresFile, Meter
 from truedepth.training.interruption import Interruption
 from truedepth.training.pace import Pace
+from truedepth.training.row_order import EvenRows, WholeSteps
 from truedepth.training.tokens import Tokens
 
 NOT_FOR_MODELS = ("row", "response_start")
@@ -134,6 +135,18 @@ class DepthTrainer(Trainer):
 
     # Training
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
+        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        rows = len(cast(Sized, train_dataset if train_dataset is not None else self.train_dataset))
+        self._sampler = WholeSteps(rows, per_step, self.args.seed)
+        return self._sampler
+
+    def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]  # passed on as they are
+        # accelerate tells a sampler its epoch, but not where several ranks resume within one.
+        self._sampler.epoch = options["epoch"]
+        parent: Any = super()
+        parent._run_epoch(**options)
+
     def train(  # type: ignore[override]  # of transformers' further arguments, none fits our trainers
         self, resume_from_checkpoint: str | bool | None = None
     ) -> TrainOutput:
@@ -150,9 +163,10 @@ class DepthTrainer(Trainer):
         checkpoint = self._checkpoint(resume_from_checkpoint)
         self._meter = load_meter(checkpoint) if checkpoint else Meter()
         self._pace = Pace()
+        set_seed(self.args.seed)  # again, since what was made after this trainer may have drawn numbers too
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
         self._file = FiguresFile(self._folder / FIGURES_FILE, step) if self.is_world_process_zero() else None
-        with self._interruption:
+        with self._interruption, quiet_transformers():
             output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self._interruption.asked:
             raise KeyboardInterrupt
