@@ -148,3 +148,81 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder)
     _build("llama", {"vocab_size": len(symbols), "max_position_embeddings": 512}).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def exit_trainer() -> Any:
+    """A trainer in the shape of early-exit losses: the last layer's, and that of the exit after 2 or after 4 layers.
+
+    They take turns in training; held-out text has both, and how often they agree with the last layer.
+    """
+    from torch.nn.functional import cross_entropy
+
+    from truedepth.training.figures import exit_name
+    from truedepth.training.tokens import IGNORED
+    from truedepth.training.trainer import DepthTrainer
+
+    class ExitTrainer(DepthTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"][:, 1:].flatten()
+            tokens = int((labels != IGNORED).sum())
+            output = model(inputs["input_ids"], position_ids=inputs["position_ids"], output_hidden_states=True)
+
+            def mean(total: Any) -> Any:
+                return self.per_token(total, num_items_in_batch, tokens)
+
+            def loss_of(logits: Any) -> Any:
+                return mean(cross_entropy(logits[:, :-1].flatten(0, 1), labels, reduction="sum"))
+
+            loss = loss_of(output.logits)
+            for layers in (2 + 2 * (self.state.global_step % 2),) if model.training else (2, 4):
+                logits = self.model.lm_head(self.model.model.norm(output.hidden_states[layers]))
+                early = loss_of(logits)
+                loss = loss + 0.5 * early
+                self.extra_losses[exit_name("loss", layers)] = early.detach()
+                if not model.training:
+                    same = (logits.argmax(-1) == output.logits.argmax(-1))[:, :-1].flatten() & (labels != IGNORED)
+                    self.extra_losses[exit_name("agreement", layers)] = mean(same.sum())
+            return (loss, output) if return_outputs else loss
+
+    return ExitTrainer
+
+
+@pytest.fixture
+def plain_kind(exit_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A kind of training for tests, found by the name `plain`: all of a model, by `exit_trainer`'s loss."""
+    import sys
+    from types import ModuleType, SimpleNamespace
+    from typing import Literal
+
+    from truedepth.training.kinds import KINDS, Entry
+    from truedepth.training.recipe import TrainingRecipe
+    from truedepth.training.results import ProductRecord
+    from truedepth.training.run import save_model
+
+    class PlainRecipe(TrainingRecipe):
+        kind: Literal["plain"] = "plain"
+
+    class PlainKind:
+        recipe = PlainRecipe
+
+        def trainer(self, training: Any) -> Any:
+            return exit_trainer(training.loaded.model, **training.options)
+
+        def product(self, training: Any, trainer: Any) -> Any:
+            folder = save_model(training, trainer)
+            return ProductRecord(
+                description="The trained model",
+                path=folder.name,
+                figures={"figures of its own": 1.5},
+                commands=[("Write with it", f"truedepth generate {folder}")],
+            )
+
+    kind = PlainKind()
+    module = ModuleType("plain_kind_of_tests")
+    vars(module).update(vars(SimpleNamespace(KIND=kind)))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(KINDS, "plain", Entry(module.__name__, "Train all of a model."))
+    return kind

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -44,26 +45,41 @@ def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: typ
         raise error(f"{name} is not YAML{where}: {problem.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
         raise error(f"{name} is not YAML: {' '.join(str(problem).split())}") from None
-    known = ", ".join(schema.model_fields)
     if not isinstance(fields, dict):
-        raise error(f"{name} is not {what}; its fields are {known}")
+        raise error(f"{name} is not {what}; its fields are {', '.join(schema.model_fields)}")
     try:
         return schema.model_validate(fields)
     except ValidationError as problem:
-        details = "; ".join(_explain(detail, known) for detail in problem.errors(include_url=False))
+        details = "; ".join(_explain(detail, schema) for detail in problem.errors(include_url=False))
         raise error(f"{name} is not {what}: {details}") from None
 
 
-def _explain(detail: Any, known: str) -> str:
+def _explain(detail: Any, schema: type[BaseModel]) -> str:
     """One of pydantic's findings in our words."""
     field = ".".join(map(str, detail["loc"]))
     message = detail["msg"].removeprefix("Value error, ")
     if not field:
         return str(message)
     if detail["type"] in ("extra_forbidden", "invalid_key"):
-        return f"unknown field '{field}'; the fields are {known}"
+        return f"unknown field '{field}'; the fields are {', '.join(_known(schema, detail['loc'][:-1]))}"
     if detail["type"] == "missing":
         return f"the field '{field}' is missing"
     if detail["type"] == "string_type":
         return f"the field '{field}' must be text; put it in quotes"
     return f"the field '{field}' is {detail['input']!r}; {message[:1].lower()}{message[1:]}"
+
+
+def _known(schema: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """The fields that there are at a place within a schema: those of the groups on the way to it."""
+    for name in place:
+        if isinstance(name, str) and name in schema.model_fields:
+            schema = next(_groups(schema.model_fields[name].annotation), schema)
+    return list(schema.model_fields)
+
+
+def _groups(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schemas that a field's type has: itself, or within a list or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _groups(part)

@@ -36,29 +36,6 @@ def logged(trainer: DepthTrainer) -> list[tuple[int, dict[str, float]]]:
     ]
 
 
-class ExitTrainer(DepthTrainer):
-    """The last layer's loss and that of one exit, which takes turns: the shape of an early-exit loss."""
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        exits = (2 + 2 * (self.state.global_step % 2),) if model.training else (2, 4)
-        labels = inputs["labels"][:, 1:].flatten()
-        tokens = int((labels != IGNORED).sum())
-        output = model(inputs["input_ids"], position_ids=inputs["position_ids"], output_hidden_states=True)
-
-        def loss_of(logits: Any) -> Any:
-            total = cross_entropy(logits[:, :-1].flatten(0, 1), labels, reduction="sum")
-            return self.per_token(total, num_items_in_batch, tokens)
-
-        loss = loss_of(output.logits)
-        for layers in exits:
-            early = loss_of(self.model.lm_head(self.model.model.norm(output.hidden_states[layers])))
-            self.extra_losses[exit_name("loss", layers)] = early.detach()
-            loss = loss + 0.5 * early
-        return (loss, output) if return_outputs else loss
-
-
 @torch.no_grad()
 def mean_loss(model: Any, rows: Tokens, indexes: list[int]) -> float:
     """The mean cross-entropy over all learnt tokens of rows, computed one row at a time."""
@@ -96,11 +73,11 @@ class TestLosses:
         expected = mean_loss(tiny_model("llama"), rows, list(range(len(rows))))  # type: ignore[arg-type]
         assert found == pytest.approx([expected] * 3, rel=1e-5)
 
-    def test_figures_of_exits(self, start: Start) -> None:
+    def test_figures_of_exits(self, start: Start, exit_trainer: Any) -> None:
         """Each is the mean over the steps that had it, and held-out text has them too."""
-        each = start("each", trainer=ExitTrainer, max_steps=6, gradient_accumulation_steps=2, eval_strategy="epoch")
+        each = start("each", trainer=exit_trainer, max_steps=6, gradient_accumulation_steps=2, eval_strategy="epoch")
         each.train()
-        third = start("third", trainer=ExitTrainer, max_steps=6, gradient_accumulation_steps=2, logging_steps=3)
+        third = start("third", trainer=exit_trainer, max_steps=6, gradient_accumulation_steps=2, logging_steps=3)
         third.train()
         steps = [values for _, values in logged(each) if "loss" in values]
         assert [exit_of(name) for values in steps for name in values if exit_of(name)] == [
@@ -121,6 +98,14 @@ class TestLosses:
         trainer.train()
         losses = [values["loss"] for _, values in logged(trainer)]
         assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
+
+    def test_without_labels_micro_batches_weigh_the_same(self, start: Start) -> None:
+        trainer = start()
+        trainer.current_gradient_accumulation_steps = 2
+        trainer.model.train()  # type: ignore[union-attr]
+        assert float(trainer.per_token(torch.tensor(6.0), None, 3)) == 1
+        trainer.model.eval()  # type: ignore[union-attr]
+        assert float(trainer.per_token(torch.tensor(6.0), None, 3)) == 2
 
     def test_too_few_rows(self, start: Start) -> None:
         with pytest.raises(TextError, match="fills 14 rows, and a step takes 16"):
@@ -270,10 +255,10 @@ class TestCheckpoints:
 
 class TestResume:
     @pytest.mark.parametrize("step", [1, 4, 5, 7])
-    def test_an_interrupted_training_goes_on_bit_for_bit(self, step: int, start: Start) -> None:
+    def test_an_interrupted_training_goes_on_bit_for_bit(self, step: int, start: Start, exit_trainer: Any) -> None:
         """Dropout, two micro-batches, several epochs (of seven rows' steps), and averages over three steps."""
         settings = {
-            "trainer": ExitTrainer,
+            "trainer": exit_trainer,
             "gradient_accumulation_steps": 2,
             "logging_steps": 3,
             "eval_strategy": "steps",
@@ -301,8 +286,9 @@ class TestResume:
         for name, value in resumed.model.state_dict().items():  # type: ignore[union-attr]
             assert torch.equal(value, expected[name]), name
 
-    def test_the_second_interrupt_ends_at_once(self, start: Start) -> None:
+    def test_the_second_interrupt_ends_at_once(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """With the last checkpoint, from which the figures go on."""
+        monkeypatch.setattr("truedepth.training.interruption._SAME", 0)
 
         def interrupt(snapshot: Snapshot) -> None:
             if snapshot.step == 6:

@@ -31,26 +31,38 @@ def last_checkpoint(folder: Path) -> Path | None:
     return Path(found) if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
 def aside_folder(folder: Path, step: int) -> Path:
     """Where a checkpoint is written before it is whole."""
     return folder / f".{PREFIX_CHECKPOINT_DIR}-{step}.part"
 
 
 @contextmanager
-def named_failures(aside: Path, folder: Path) -> Iterator[None]:
-    """Delete what was half written, and say what went wrong and which checkpoint there still is."""
+def named_failures(aside: Path, final: Path, folder: Path) -> Iterator[None]:
+    """Delete what was half written, and say what went wrong and which checkpoint there still is.
+
+    Args:
+        aside: where it is written, before it becomes `final`.
+        folder: where checkpoints are.
+
+    Raises:
+        OutputError: it could not be written.
+    """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         # torch and safetensors report a full disk by errors of their own.
         shutil.rmtree(aside, ignore_errors=True)
         last = last_checkpoint(folder)
-        still = f"the last one, {last}, is whole: resume from it" if last else "there is none yet"
+        still = f"the last checkpoint, {last}, is whole: resume from it" if last else "there is no checkpoint yet"
         if isinstance(error, OSError):
-            raise OutputError(f"{output_error(aside.parent, error)}; of the checkpoints, {still}") from error
+            raise OutputError(f"{output_error(final, error)}; {still}") from error
         raise OutputError(
-            f"cannot write the checkpoint {checkpoint_folder(folder, _step(aside))}: {one_line(error)}; check the free "
-            f"space of the disk; of the checkpoints, {still}"
+            f"cannot write {final}: {one_line(error)}; check the free space of the disk; {still}"
         ) from error
 
 
@@ -89,7 +101,3 @@ def load_meter(checkpoint: Path) -> Meter:
         return Meter(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); resume from another checkpoint") from None
-
-
-def _step(aside: Path) -> int:
-    return int(aside.name.removesuffix(".part").rpartition("-")[2])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from truedepth.errors import TrainingError
@@ -26,33 +26,16 @@ from truedepth.training.checkpoints import (
     named_failures,
     put_in_place,
     save_meter,
+    step_of,
 )
 from truedepth.training.figures import FIGURES_FILE, Figures, FiguresFile, Meter
 from truedepth.training.interruption import Interruption
-from truedepth.training.pace import Pace
+from truedepth.training.pace import Pace, Snapshot
 from truedepth.training.row_order import EvenRows, WholeSteps
 from truedepth.training.tokens import Tokens
 
 NOT_FOR_MODELS = ("row", "response_start")
 """What rows have besides a model's own arguments."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """How a training stands.
-
-    Attributes:
-        step, total_steps: optimizer steps made, and to be made in all.
-        tokens_per_second: lately, over all ranks; 0 before the first step.
-        seconds_left: at the present pace.
-        figures: the newest value of each figure that was logged.
-    """
-
-    step: int
-    total_steps: int
-    tokens_per_second: float
-    seconds_left: float
-    figures: Mapping[str, float]
 
 
 class DepthTrainer(Trainer):
@@ -105,12 +88,15 @@ class DepthTrainer(Trainer):
         args.remove_unused_columns = False
         args.logging_nan_inf_filter = False
         args.disable_tqdm = True
+        config: Any = getattr(model, "config", None)
+        self._use_cache = getattr(config, "use_cache", None)
         super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
         self.remove_callback(PrinterCallback)
         self.add_callback(_Steps(self))
         self.model_accepts_loss_kwargs = True
         self.extra_losses: dict[str, Tensor | float] = {}
         self.micro_batch = 0
+        self._step_rows: list[Tensor | None] = []
         self._on_snapshot = on_snapshot
         self._folder = Path(str(args.output_dir))
         self._aside: Path | None = None
@@ -125,10 +111,12 @@ class DepthTrainer(Trainer):
             total: the sum.
             num_items_in_batch: what `compute_loss` was given: learnt tokens of the step, over all its micro-batches
                 and ranks.
-            tokens: learnt tokens of this micro-batch, which count where `num_items_in_batch` is None.
+            tokens: learnt tokens of this micro-batch. They count where `num_items_in_batch` is None, which it is where
+                rows have no `labels`: micro-batches then all weigh the same.
         """
         if num_items_in_batch is None:
-            return total / tokens
+            model = cast(nn.Module, self.model)
+            return total / tokens / (self.current_gradient_accumulation_steps if model.training else 1)
         # Gradients, and figures, are averaged over ranks.
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * ranks / num_items_in_batch
@@ -164,8 +152,10 @@ class DepthTrainer(Trainer):
         self._meter = load_meter(checkpoint) if checkpoint else Meter()
         self._pace = Pace()
         set_seed(self.args.seed)  # again, since what was made after this trainer may have drawn numbers too
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        step = step_of(checkpoint) if checkpoint else 0
         self._file = FiguresFile(self._folder / FIGURES_FILE, step) if self.is_world_process_zero() else None
+        if checkpoint and (finished := self._finished(checkpoint)):
+            return finished
         with self._interruption, quiet_transformers():
             output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self._interruption.asked:
@@ -180,6 +170,22 @@ class DepthTrainer(Trainer):
             raise TrainingError(f"{self._folder} has no checkpoint to resume from; start without resuming")
         return checkpoint
 
+    def _finished(self, checkpoint: Path) -> TrainOutput | None:
+        """The end of a training whose last checkpoint has all steps: transformers would make one more."""
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return None
+        parent: Any = super()
+        parent._load_from_checkpoint(str(checkpoint))
+        self.state = state
+        return TrainOutput(state.global_step, math.nan, {})
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many parameters are trained."""
+        model = cast(nn.Module, self.model)
+        return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -189,10 +195,10 @@ class DepthTrainer(Trainer):
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = float(loss)
         if not math.isfinite(value):
-            raise TrainingError(self._not_a_number("loss", value, rows))
+            raise TrainingError(self._not_a_number(f"loss is {value}", f", micro-batch {self.micro_batch + 1}", [rows]))
         self._meter.add({"loss": value, **{name: float(figure) for name, figure in self.extra_losses.items()}})
         self._pace.add(self._count(rows, inputs))
-        self._last_rows = rows
+        self._step_rows.append(rows)
         self.micro_batch += 1
         return loss
 
@@ -212,22 +218,24 @@ class DepthTrainer(Trainer):
         norm = parent._get_grad_norm(model, grad_norm=grad_norm)
         # With float16, gradients that overflow are expected: the scaler leaves the step out and scales less.
         if norm is not None and not math.isfinite(norm) and getattr(self.accelerator, "scaler", None) is None:
-            raise TrainingError(self._not_a_number("gradient", float(norm), self._last_rows))
+            raise TrainingError(self._not_a_number(f"gradient is {float(norm)}", "", self._step_rows))
         return None if norm is None else float(norm)
 
-    def _not_a_number(self, what: str, value: float, rows: Tensor | None) -> str:
-        step = self.state.global_step + 1
+    def _not_a_number(self, finding: str, place: str, rows: Sequence[Tensor | None]) -> str:
         last = last_checkpoint(self._folder)
         return (
-            f"the {what} is {value} in step {step}, micro-batch {self.micro_batch + 1}{self._where(rows)}; "
-            f"lower the learning rate, lengthen the warm-up, or look at these items. "
+            f"the {finding} in step {self.state.global_step + 1}{place}{self._where(rows)}; lower the learning rate, "
+            "lengthen the warm-up, or look at these items. "
             f"{f'The last checkpoint, {last}, is as it was.' if last else 'There is no checkpoint yet.'}"
         )
 
-    def _where(self, rows: Tensor | None) -> str:
-        if rows is None or not isinstance(self.train_dataset, Tokens):
+    def _where(self, rows: Sequence[Tensor | None]) -> str:
+        """Where the items of micro-batches came from, where that is known."""
+        dataset = self.train_dataset
+        if not isinstance(dataset, Tokens):
             return ""
-        return f", made of {' | '.join(self.train_dataset.where(row) for row in rows.tolist())}"
+        places = [dataset.where(row) for part in rows if part is not None for row in part.tolist()]
+        return f", made of {' | '.join(places)}" if places else ""
 
     def _count(self, rows: Tensor | None, inputs: Mapping[str, Any]) -> int:
         """Tokens of a micro-batch, filling left out where it is known."""
@@ -236,10 +244,14 @@ class DepthTrainer(Trainer):
         ids = inputs.get("input_ids")
         return ids.numel() if isinstance(ids, Tensor) else 0
 
+    def begin_step(self) -> None:
+        """Called by the loop before each step."""
+        self.micro_batch, self._step_rows = 0, []
+        self._pace.begin_step()
+
     def end_step(self) -> bool:
         """Called by the loop after each step; whether the training is to end here."""
         self._meter.end_step()
-        self.micro_batch = 0
         ranks = self.accelerator.num_processes
         self._pace.end_step()
         self._show()
@@ -306,31 +318,48 @@ class DepthTrainer(Trainer):
         model = cast(nn.Module, self.model)
         was_training, held = model.training, dict(self.extra_losses)
         model.eval()
-        sums: dict[str, float] = {}
-        tokens = 0.0
-        for batch in self.get_eval_dataloader(eval_dataset):
-            batch.pop("row", None)
-            self.extra_losses.clear()
-            inputs = self._prepare_inputs(batch)
-            count = self._get_num_items_in_batch([inputs], self.args.device)
-            with torch.no_grad(), self.compute_loss_context_manager():
-                loss = self.compute_loss(model, inputs, num_items_in_batch=count)
-            weight = float(count) if count is not None else 1.0
-            for name, value in {"loss": loss, **self.extra_losses}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * weight
-            tokens += weight
+        # A training draws the same numbers however often it is judged.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            means = self._held_out_means(model, self.get_eval_dataloader(eval_dataset))
         model.train(was_training)
         self.extra_losses = held
-        means = self._over_ranks({name: total / tokens for name, total in sums.items()})
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _held_out_means(self, model: nn.Module, batches: Iterable[dict[str, Any]]) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        tokens = 0.0
+        for batch in batches:
+            batch.pop("row", None)
+            self.extra_losses.clear()
+            inputs = self._prepare_inputs(batch)
+            count = self._get_num_items_in_batch([inputs], self.args.device)
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, inputs, num_items_in_batch=count)
+            weight = float(count) if count is not None else 1.0
+            for name, value in {"loss": loss, **self.extra_losses}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * weight
+            tokens += weight
+        return self._over_ranks({name: total / tokens for name, total in sums.items()})
+
     # Checkpoints
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._aside) if self._aside else super()._get_output_dir(trial)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self._use_cache is None:
+            super()._save(output_dir, state_dict)
+            return
+        config: Any = cast(nn.Module, self.model).config
+        # While it trains, a model keeps no cache; whoever generates with what is saved wants one.
+        training, config.use_cache = config.use_cache, self._use_cache
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            config.use_cache = training
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         step = self.state.global_step
@@ -340,7 +369,7 @@ class DepthTrainer(Trainer):
         if first:
             shutil.rmtree(aside, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with named_failures(aside, self._folder):
+        with named_failures(aside, checkpoint_folder(self._folder, step), self._folder):
             self._aside = aside
             try:
                 super()._save_checkpoint(model, trial)
@@ -358,6 +387,9 @@ class _Steps(TrainerCallback):
 
     def __init__(self, trainer: DepthTrainer) -> None:
         self._trainer = trainer
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._trainer.begin_step()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
         if self._trainer.end_step():

@@ -1,0 +1,96 @@
+"""The schema of `training-results.json`, written by a training and read by its report and anything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from truedepth.results import MachineRecord, ModelRecord, read_record
+from truedepth.training.figures import Figures
+from truedepth.training.tokens import Tokens
+
+SCHEMA_VERSION = 1
+RESULTS_FILE = "training-results.json"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
+
+
+class RowsRecord(_Record):
+    """A text as it was trained on, or judged by."""
+
+    sources: list[str] = Field(description="files and datasets")
+    items: int
+    rows: int
+    tokens: int = Field(description="of all rows, filling left out")
+    learnt: int = Field(description="tokens that are learnt, or judged")
+
+    @classmethod
+    def of(cls, rows: Tokens) -> RowsRecord:
+        return cls(
+            sources=list(rows.items.names),
+            items=len(rows.items),
+            rows=len(rows),
+            tokens=int(rows.lengths.sum()),
+            learnt=int(rows.items.learnt.sum()),
+        )
+
+
+class FiguresRecord(_Record):
+    """See `truedepth.training.figures.Figures`."""
+
+    step: int
+    epoch: float
+    seconds: float
+    values: dict[str, float]
+
+    @classmethod
+    def of(cls, figures: Figures) -> FiguresRecord:
+        return cls(step=figures.step, epoch=figures.epoch, seconds=figures.seconds, values=dict(figures.values))
+
+
+class ProductRecord(_Record):
+    """What was made."""
+
+    description: str = Field(description="in a few words, such as 'the trained model'")
+    path: str = Field(description="within the folder of the training")
+    figures: dict[str, float] = Field(description="what the kind of training has measured of it, by name")
+    commands: list[tuple[str, str]] = Field(description="what can be done with it, and the command line that does it")
+
+
+class TrainingResults(_Record):
+    schema_version: int = SCHEMA_VERSION
+    truedepth_version: str
+    created: str = Field(description="ISO 8601, UTC")
+    seconds: float = Field(description="wall time of the training, over all its resumed parts")
+    kind: str
+    recipe: dict[str, Any]
+    model: ModelRecord = Field(description="before the training")
+    machine: MachineRecord
+    ranks: int
+    trained_parameters: int
+    steps: int
+    train: RowsRecord
+    held_out: RowsRecord | None
+    history: list[FiguresRecord] = Field(description="all that was logged, as in `training.jsonl`")
+    product: ProductRecord
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts, as in the file."""
+        return self.model_dump(mode="json")
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """Steps and values of a figure."""
+        return [(figures.step, figures.values[name]) for figures in self.history if name in figures.values]
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingResults:
+        """Read a `training-results.json`.
+
+        Raises:
+            TruedepthError: the file is missing, is not JSON, or has another schema.
+        """
+        return read_record(path, cls, f"a {RESULTS_FILE} of schema {SCHEMA_VERSION}", "truedepth train")

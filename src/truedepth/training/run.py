@@ -1,0 +1,251 @@
+"""Running a recipe: model, text and trainer are made, the model is trained, and results and report are written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+
+from truedepth import __version__
+from truedepth.errors import OutputError
+from truedepth.files import prepare_output, write_atomic
+from truedepth.measuring.bandwidth import read_bandwidth
+from truedepth.measuring.machine import machine_record
+from truedepth.models.load import LoadedModel
+from truedepth.models.quiet import quiet_transformers
+from truedepth.progress import Progress, silent
+from truedepth.report import REPORT_FILE
+from truedepth.report.training.page import write_training_report
+from truedepth.results import ModelRecord
+from truedepth.training.arguments import training_arguments
+from truedepth.training.checkpoints import last_checkpoint, named_failures, step_of
+from truedepth.training.data import DataSource
+from truedepth.training.figures import FIGURES_FILE, read_figures
+from truedepth.training.new_model import load_or_make
+from truedepth.training.pace import Snapshot
+from truedepth.training.recipe import TrainingRecipe
+from truedepth.training.results import RESULTS_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
+from truedepth.training.tokenized import tokenize
+from truedepth.training.tokens import Tokens
+from truedepth.training.trainer import DepthTrainer
+
+RecipeT = TypeVar("RecipeT", bound=TrainingRecipe)
+
+RECIPE_FILE = "recipe.yaml"
+TENSORBOARD_FOLDER = "tensorboard"
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class Training(Generic[RecipeT]):
+    """All that a kind makes its trainer from.
+
+    Attributes:
+        folder: where everything is written.
+        loaded: the model, on the CPU, and its tokenizer.
+        rows, held_out: the text.
+        options: what a `DepthTrainer` takes besides its model. A kind that trains on something else replaces
+            `train_dataset` and `eval_dataset`, and gives a `data_collator`.
+    """
+
+    recipe: RecipeT
+    folder: Path
+    loaded: LoadedModel
+    rows: Tokens
+    held_out: Tokens | None
+    options: dict[str, Any]
+    progress: Progress
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process is the one that writes: the first of all ranks."""
+        arguments: TrainingArguments = self.options["args"]
+        return bool(arguments.process_index == 0)
+
+
+class Kind(Protocol[RecipeT]):
+    """A kind of training."""
+
+    @property
+    def recipe(self) -> type[RecipeT]:
+        """Its settings."""
+        ...
+
+    def trainer(self, training: Training[RecipeT]) -> DepthTrainer:
+        """The trainer, which is then told to train or to go on."""
+        ...
+
+    def product(self, training: Training[RecipeT], trainer: DepthTrainer) -> ProductRecord:
+        """Write what was trained into the folder, whole or not at all. Called on all ranks; the first one writes."""
+        ...
+
+
+def train(
+    kind: Kind[RecipeT],
+    recipe: RecipeT,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    on_snapshot: Callable[[Snapshot], None] = lambda snapshot: None,
+) -> TrainingResults | None:
+    """Train by a recipe; write its product, `training-results.json`, `report.html`, `recipe.yaml`, `training.jsonl`.
+
+    Args:
+        folder: created if it is missing; it must be empty unless `resume`.
+        resume: go on with the training that `folder` holds, from its last checkpoint, or from the start where there is
+            none. It must have had the same recipe.
+        progress: told of what happens before the training.
+        on_snapshot: told how the training stands, after each step.
+
+    Returns:
+        The results, on the first rank; None on the others.
+
+    Raises:
+        TruedepthError: what the recipe asks for is wrong, cannot be loaded, trained or written.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM; a training that had begun has written a checkpoint.
+    """
+    arguments = training_arguments(recipe, folder)
+    is_first = arguments.process_index == 0
+    with arguments.main_process_first(local=False):
+        if is_first:
+            _prepare(folder, recipe, resume)
+    checkpoint = last_checkpoint(folder) if resume else None
+    arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
+    training = _training(recipe, folder, arguments, progress if is_first else silent, on_snapshot)
+    model_record = ModelRecord.of(training.loaded.model, training.loaded.name)
+    with _Board(recipe, folder, step_of(checkpoint) if checkpoint else 0, is_first) as callbacks:
+        training.options["callbacks"] = callbacks
+        trainer = kind.trainer(training)
+        trainer.train(str(checkpoint) if checkpoint else None)
+    product = kind.product(training, trainer)
+    if not is_first:
+        return None
+    results = _results(training, trainer, model_record, product)
+    write_training_report(results, folder / REPORT_FILE)
+    write_atomic(folder / RESULTS_FILE, results.model_dump_json(indent=2) + "\n")
+    return results
+
+
+def save_model(training: Training[Any], trainer: DepthTrainer, model: PreTrainedModel | None = None) -> Path:
+    """Write the trained model and its tokenizer as a checkpoint that `truedepth.load` reads.
+
+    Args:
+        model: another than the trainer's own, such as one with its adapters merged.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        OutputError: it cannot be written; nothing is left half written.
+    """
+    final, aside = training.folder / MODEL_FOLDER, training.folder / f".{MODEL_FOLDER}.part"
+    with named_failures(aside, final, training.folder), quiet_transformers():
+        if model is None:
+            trainer.save_model(str(aside))
+        elif training.is_first:
+            model.save_pretrained(aside)
+            training.loaded.tokenizer.save_pretrained(aside)
+        if training.is_first:
+            (aside / "training_args.bin").unlink(missing_ok=True)  # transformers' own, a pickle
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+    return final
+
+
+def _prepare(folder: Path, recipe: TrainingRecipe, resume: bool) -> None:
+    prepare_output(folder, resume=resume)
+    path = folder / RECIPE_FILE
+    if resume and path.exists():
+        before, now = type(recipe).load(path).to_dict(), recipe.to_dict()
+        changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
+        if changed:
+            raise OutputError(
+                f"{folder} holds a training with another recipe: {', '.join(changed)}; resume with {path}, or choose "
+                "another folder"
+            )
+    recipe.save(path)
+
+
+def _training(
+    recipe: RecipeT,
+    folder: Path,
+    arguments: TrainingArguments,
+    progress: Progress,
+    on_snapshot: Callable[[Snapshot], None],
+) -> Training[RecipeT]:
+    with progress("Loading the model", 1) as advance:
+        loaded = load_or_make(recipe.model, recipe.data.train, recipe.seed)
+        advance()
+
+    def rows_of(sources: tuple[DataSource, ...]) -> Tokens | None:
+        if not sources:
+            return None
+        data = recipe.data
+        with arguments.main_process_first(local=False):  # the others find the tokens in the cache
+            items = tokenize(sources, loaded.tokenizer, data.learn, progress=progress)
+        pad_id = loaded.tokenizer.pad_token_id
+        return Tokens(items, data.length, packed=data.packed, too_long=data.too_long, pad_id=pad_id or 0)
+
+    rows, held_out = rows_of(recipe.data.train), rows_of(recipe.data.held_out)
+    assert rows is not None  # a recipe has at least one source
+    options = {
+        "args": arguments,
+        "train_dataset": rows,
+        "eval_dataset": held_out,
+        "processing_class": loaded.tokenizer,
+        "on_snapshot": on_snapshot,
+    }
+    return Training(recipe, folder, loaded, rows, held_out, options, progress)
+
+
+class _Board:
+    """Callbacks that write TensorBoard's log, which is closed whatever happens."""
+
+    def __init__(self, recipe: TrainingRecipe, folder: Path, step: int, is_first: bool) -> None:
+        self._wanted = recipe.logging.tensorboard and is_first
+        self._folder, self._step = folder / TENSORBOARD_FOLDER, step
+        self._writer: Any = None
+
+    def __enter__(self) -> list[TrainerCallback]:
+        if not self._wanted:
+            return []
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+
+        # A resumed training logs the steps after its checkpoint again.
+        self._writer = SummaryWriter(self._folder, purge_step=self._step + 1 if self._step else None)
+        return [TensorBoardCallback(self._writer)]
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _results(
+    training: Training[Any], trainer: DepthTrainer, model: ModelRecord, product: ProductRecord
+) -> TrainingResults:
+    history = read_figures(training.folder / FIGURES_FILE)
+    device = torch.device(trainer.args.device)
+    return TrainingResults(
+        truedepth_version=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=history[-1].seconds if history else 0.0,
+        kind=training.recipe.kind,
+        recipe=training.recipe.to_dict(),
+        model=model.model_copy(update={"device": str(device)}),
+        machine=machine_record(device, read_bandwidth(device)),
+        ranks=trainer.args.world_size,
+        trained_parameters=trainer.trained_parameters,
+        steps=trainer.state.global_step,
+        train=RowsRecord.of(training.rows),
+        held_out=RowsRecord.of(training.held_out) if training.held_out is not None else None,
+        history=[FiguresRecord.of(figures) for figures in history],
+        product=product,
+    )
