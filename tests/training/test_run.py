@@ -165,6 +165,7 @@ class TestRun:
         settings["data"]["train"][0]["file"] = str(file)
         with pytest.raises(TextError, match=r"long.jsonl, line 2 has 42 tokens, and a row has 32"):
             train(plain_kind, plain_kind.recipe(**settings), tmp_path / "run")
+        assert not list((tmp_path / "run").iterdir())  # so that the corrected recipe may use it
 
     def test_no_room_for_the_model(
         self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -105,6 +105,8 @@ class TestPacking:
         items = items_of([(3, False), (9, False)])
         with pytest.raises(TextError, match=r"items.jsonl, line 1 has 9 tokens, and a row has 8"):
             Tokens(items, 8)
+        with pytest.raises(TextError, match=r"line 1 has 9 tokens, and a row has 2; so have 2 others, up to 12;"):
+            Tokens(items_of([(30, True), (9, False), (3, False), (12, False)]), 2)
         assert len(Tokens(items, 8, too_long="drop")) == 1
         with pytest.raises(TextError, match="no item of the training text fits"):
             Tokens(items_of([(9, False)]), 8, too_long="drop")

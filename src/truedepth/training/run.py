@@ -119,6 +119,8 @@ def train(
     checkpoint = last_checkpoint(folder) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
     training = _training(recipe, folder, arguments, progress if is_first else silent, on_snapshot)
+    if is_first:
+        recipe.save(folder / RECIPE_FILE)  # not before text and model are known to be right: mistakes leave no files
     model_record = ModelRecord.of(training.loaded.model, training.loaded.name)
     with _Board(recipe, folder, step_of(checkpoint) if checkpoint else 0, is_first) as callbacks:
         training.options["callbacks"] = callbacks
@@ -160,6 +162,7 @@ def save_model(training: Training[Any], trainer: DepthTrainer, model: PreTrained
 
 
 def _prepare(folder: Path, recipe: TrainingRecipe, resume: bool) -> None:
+    """Make sure that the folder can be written, and holds nothing or a training with this recipe."""
     prepare_output(folder, resume=resume)
     path = folder / RECIPE_FILE
     if resume and path.exists():
@@ -170,7 +173,6 @@ def _prepare(folder: Path, recipe: TrainingRecipe, resume: bool) -> None:
                 f"{folder} holds a training with another recipe: {', '.join(changed)}; resume with {path}, or choose "
                 "another folder"
             )
-    recipe.save(path)
 
 
 def _training(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -124,12 +124,20 @@ def _pieces(items: TokenizedItems, length: int, *, fill: bool, drop: bool) -> tu
         elif stop - start <= length:
             wholes.append((item, start, stop))
         elif not drop:
-            raise TextError(
-                f"{items.where(item)} has {stop - start} tokens, and a row has {length}; raise the length, shorten the "
-                "item, or leave such items out with 'too_long: drop'"
-            )
+            _refuse_long(items, item, length)
         start = stop
     return rows, wholes
+
+
+def _refuse_long(items: TokenizedItems, first: int, length: int) -> NoReturn:
+    """Name the first item that is longer than a row, and say how many there are."""
+    lengths = items.stops.diff(prepend=items.stops.new_zeros(1))
+    long = lengths[(lengths > length) & ~items.divisible]
+    others = f"; so have {len(long) - 1} others, up to {int(long.max())}" if len(long) > 1 else ""
+    raise TextError(
+        f"{items.where(first)} has {int(lengths[first])} tokens, and a row has {length}{others}; raise the length, "
+        "shorten the item, or leave such items out with 'too_long: drop'"
+    )
 
 
 def _cut(rows: list[list[Piece]], document: Piece, room: int, length: int) -> int:

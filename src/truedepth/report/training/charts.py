@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _MOST_POINTS = 300
 """Of a line; more would make the page large and show no more."""
 
-_SHALLOW, _DEEP = ROLE_COLOURS["parallel"], ROLE_COLOURS["alone"]
+_DEPTHS = (ROLE_COLOURS["parallel"], ROLE_COLOURS["merged"], ROLE_COLOURS["alone"])
+"""Colours of the shallowest exit, of one in the middle, and of the deepest; the last layer has one of its own."""
 
 
 def loss_chart(results: TrainingResults) -> go.Figure:
@@ -51,11 +52,13 @@ def _figure(y_title: str) -> go.Figure:
 
 
 def _add_exits(figure: go.Figure, results: TrainingResults, kind: ExitFigure) -> None:
-    exits = words.exits(results)
+    last = results.model.num_layers
+    exits = [layers for layers in words.exits(results) if layers != last]
     for index, layers in enumerate(exits):
-        is_last = layers == results.model.num_layers
-        colour = FOUND if is_last else _between(_SHALLOW, _DEEP, index / max(len(exits) - 1, 1))
+        colour = _depth_colour(index / max(len(exits) - 1, 1))
         _add(figure, results, exit_name(kind, layers), words.exit_title(layers, results), colour)
+    if kind == "loss":  # the last layer always agrees with itself
+        _add(figure, results, exit_name(kind, last), words.exit_title(last, results), FOUND)
 
 
 def _add(figure: go.Figure, results: TrainingResults, name: str, title: str, colour: str) -> None:
@@ -100,7 +103,9 @@ def thinned(points: Sequence[tuple[int, float]], most: int = _MOST_POINTS) -> li
     return [points[0], *means, points[-1]]
 
 
-def _between(first: str, second: str, share: float) -> str:
-    """A colour between two, written #rrggbb."""
-    ends = [[int(colour[place : place + 2], 16) for place in (1, 3, 5)] for colour in (first, second)]
-    return "#" + "".join(f"{round(a + share * (b - a)):02x}" for a, b in zip(*ends, strict=True))
+def _depth_colour(share: float) -> str:
+    """The colour at a share of the way through `_DEPTHS`, written #rrggbb."""
+    place = min(int(share * 2), 1)
+    ends = [[int(colour[at : at + 2], 16) for at in (1, 3, 5)] for colour in _DEPTHS[place : place + 2]]
+    within = share * 2 - place
+    return "#" + "".join(f"{round(a + within * (b - a)):02x}" for a, b in zip(*ends, strict=True))
