@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 from rich.console import Console
 
+from truedepth.cli.show import command as show
 from truedepth.cli.train import command
 from truedepth.cli.training_display import as_line, render
 from truedepth.errors import UsageError
@@ -47,6 +48,9 @@ def test_prints_figures_and_where_the_report_is(recipe: Path, tmp_path: Path) ->
     again = CliRunner().invoke(command, ["plain", str(recipe), "-o", str(folder), "--resume", "--json"])
     data = json.loads(again.stdout)
     assert data["steps"] == 2 and data["kind"] == "plain"
+    shown = CliRunner().invoke(show, [str(folder)], catch_exceptions=False).stdout
+    assert "its loss on held-out text went from" in " ".join(shown.split()) and "The report: " in shown
+    assert json.loads(CliRunner().invoke(show, [str(folder), "--json"]).stdout) == data
 
 
 def test_lists_kinds_without_importing_them(plain_kind: Any) -> None:

@@ -16,7 +16,7 @@ from truedepth.errors import OutputError, TruedepthError
 from truedepth.report.training.charts import thinned
 from truedepth.report.training.page import render_training_report, write_training_report
 from truedepth.report.training.table import training_table
-from truedepth.training.results import RESULTS_FILE, TrainingResults
+from truedepth.training.results import TRAINING_FILE, TrainingResults
 
 
 def record(step: int, **values: float) -> dict[str, Any]:
@@ -163,14 +163,14 @@ def test_table_in_a_terminal() -> None:
 
 class TestResults:
     def test_what_is_written_is_read(self, tmp_path: Path) -> None:
-        path = tmp_path / RESULTS_FILE
+        path = tmp_path / TRAINING_FILE
         diverged = [*SAMPLE["history"], record(21, loss=float("inf"))]
         path.write_text(results(history=diverged).model_dump_json())
         assert TrainingResults.load(path) == results(history=diverged)
 
     @pytest.mark.parametrize("text", ["{", '{"steps": 3}'])
     def test_what_is_none_is_refused(self, text: str, tmp_path: Path) -> None:
-        path = tmp_path / RESULTS_FILE
+        path = tmp_path / TRAINING_FILE
         path.write_text(text)
         with pytest.raises(TruedepthError, match=r"is not a training-results.json of schema 1"):
             TrainingResults.load(path)

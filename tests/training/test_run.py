@@ -19,7 +19,7 @@ from truedepth.report.training.page import write_training_report
 from truedepth.training.kinds import KINDS, find_kind
 from truedepth.training.pace import Snapshot
 from truedepth.training.recipe import ModelSource, TrainingRecipe
-from truedepth.training.results import RESULTS_FILE, TrainingResults
+from truedepth.training.results import TRAINING_FILE, TrainingResults
 from truedepth.training.run import train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -74,7 +74,7 @@ class TestRun:
             "training-results.json",
             "training.jsonl",
         }
-        assert TrainingResults.load(folder / RESULTS_FILE) == results
+        assert TrainingResults.load(folder / TRAINING_FILE) == results
         assert plain_kind.recipe.load(folder / "recipe.yaml") == plain_kind.recipe(**settings)
         assert (results.steps, results.train.items, results.held_out and results.held_out.items) == (6, 50, 10)
         assert results.trained_parameters == results.model.parameters

@@ -16,6 +16,7 @@ from truedepth.report import REPORT_FILE
 if TYPE_CHECKING:
     from truedepth.lossless_results import LosslessResults
     from truedepth.results import Results
+    from truedepth.training.results import TrainingResults
 
 
 @click.command(
@@ -54,14 +55,17 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
         _show_run(results, Path(target))
 
 
-def _read_run(folder: Path) -> Results | LosslessResults | None:
+def _read_run(folder: Path) -> Results | LosslessResults | TrainingResults | None:
     from truedepth.lossless_results import LOSSLESS_FILE, LosslessResults
     from truedepth.results import RESULTS_FILE, Results
+    from truedepth.training.results import TRAINING_FILE, TrainingResults
 
     if (folder / RESULTS_FILE).exists():
         return Results.load(folder / RESULTS_FILE)
     if (folder / LOSSLESS_FILE).exists():
         return LosslessResults.load(folder / LOSSLESS_FILE)
+    if (folder / TRAINING_FILE).exists():
+        return TrainingResults.load(folder / TRAINING_FILE)
     return None
 
 
@@ -89,20 +93,26 @@ def _show_plan(plan: DepthPlan, as_json: bool) -> None:
     Console().print(draw_plan(plan))
 
 
-def _show_run(results: Results | LosslessResults, folder: Path) -> None:
+def _show_run(results: Results | LosslessResults | TrainingResults, folder: Path) -> None:
     from rich.console import Console
 
+    from truedepth.lossless_results import LosslessResults
     from truedepth.report.lossless.table import lossless_table
     from truedepth.report.terminal import results_table
+    from truedepth.report.training.table import training_table
     from truedepth.results import Results
 
+    plan = None
     if isinstance(results, Results):
         table, plan = results_table(results), results.plan.to_plan()
-    else:
+    elif isinstance(results, LosslessResults):
         table, plan = lossless_table(results), results.best.draft.to_plan()
+    else:
+        table = training_table(results)
     Console().print(table)
-    click.echo()
-    _show_plan(plan, as_json=False)
+    if plan is not None:
+        click.echo()
+        _show_plan(plan, as_json=False)
     report = folder / REPORT_FILE
     if report.exists():
         click.echo(f"\nThe report: {report}")

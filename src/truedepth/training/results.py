@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from truedepth.results import MachineRecord, ModelRecord, read_record
 from truedepth.training.figures import Figures
-from truedepth.training.tokens import Tokens
+
+if TYPE_CHECKING:
+    from truedepth.training.tokens import Tokens
 
 SCHEMA_VERSION = 1
-RESULTS_FILE = "training-results.json"
+TRAINING_FILE = "training-results.json"
 
 
 class _Record(BaseModel):
@@ -93,4 +95,4 @@ class TrainingResults(_Record):
         Raises:
             TruedepthError: the file is missing, is not JSON, or has another schema.
         """
-        return read_record(path, cls, f"a {RESULTS_FILE} of schema {SCHEMA_VERSION}", "truedepth train")
+        return read_record(path, cls, f"a {TRAINING_FILE} of schema {SCHEMA_VERSION}", "truedepth train")

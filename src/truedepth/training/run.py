@@ -30,7 +30,7 @@ from truedepth.training.figures import FIGURES_FILE, read_figures
 from truedepth.training.new_model import load_or_make
 from truedepth.training.pace import Snapshot
 from truedepth.training.recipe import TrainingRecipe
-from truedepth.training.results import RESULTS_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
+from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
 from truedepth.training.tokenized import tokenize
 from truedepth.training.tokens import Tokens
 from truedepth.training.trainer import DepthTrainer
@@ -131,7 +131,7 @@ def train(
         return None
     results = _results(training, trainer, model_record, product)
     write_training_report(results, folder / REPORT_FILE)
-    write_atomic(folder / RESULTS_FILE, results.model_dump_json(indent=2) + "\n")
+    write_atomic(folder / TRAINING_FILE, results.model_dump_json(indent=2) + "\n")
     return results
 
 
