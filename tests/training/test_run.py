@@ -123,6 +123,25 @@ class TestRun:
         for name, value in truedepth.load(str(tmp_path / "broken" / "model")).model.state_dict().items():
             assert torch.equal(value, weights[name]), name
 
+    def test_a_run_that_crashed_goes_on_from_its_checkpoint(
+        self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        """What had been logged after it is not there twice, in TensorBoard's log either."""
+        recipe = plain_kind.recipe(**{**settings, "logging": {"log_every": 1, "evaluate_every": 3, "save_every": 3}})
+
+        def crash(snapshot: Snapshot) -> None:
+            if snapshot.step == 6:
+                raise RuntimeError("crash")
+
+        with pytest.raises(RuntimeError, match="crash"):
+            train(plain_kind, recipe, tmp_path / "broken", on_snapshot=crash)
+        resumed = train(plain_kind, recipe, tmp_path / "broken", resume=True)
+        straight = train(plain_kind, recipe, tmp_path / "straight")
+        assert resumed is not None and straight is not None
+        assert without_clock(resumed) == without_clock(straight)
+        events = EventAccumulator(str(tmp_path / "broken" / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6]
+
     def test_a_finished_run_that_is_resumed_stays_as_it_is(
         self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path
     ) -> None:

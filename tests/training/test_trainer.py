@@ -73,6 +73,13 @@ class TestLosses:
         expected = mean_loss(tiny_model("llama"), rows, list(range(len(rows))))  # type: ignore[arg-type]
         assert found == pytest.approx([expected] * 3, rel=1e-5)
 
+    def test_judging_changes_nothing(self, start: Start) -> None:
+        """The numbers that dropout draws are the same, however often held-out text is looked at."""
+        never, often = start("never"), start("often", eval_strategy="steps", eval_steps=2)
+        never.train()
+        often.train()
+        assert logged(never) == [(step, values) for step, values in logged(often) if "loss" in values]
+
     def test_figures_of_exits(self, start: Start, exit_trainer: Any) -> None:
         """Each is the mean over the steps that had it, and held-out text has them too."""
         each = start("each", trainer=exit_trainer, max_steps=6, gradient_accumulation_steps=2, eval_strategy="epoch")
@@ -341,6 +348,20 @@ class TestResume:
         resumed.train(True)
         assert logged(resumed) == logged(straight)
         assert logged(straight)[-1][1]["loss"] != logged(straight)[0][1]["loss"]
+
+
+def test_mixed_precision_is_for_all_of_the_loss(start: Start) -> None:
+    """Also for what a trainer computes outside the model's own forward, in training and on held-out text."""
+    seen = []
+
+    class Outside(DepthTrainer):
+        def compute_loss(self, model: Any, *args: Any, **options: Any) -> Any:
+            hidden = torch.ones(1, 32)
+            seen.append((model.training, self.model.lm_head(hidden).dtype))  # type: ignore[union-attr]
+            return super().compute_loss(model, *args, **options)
+
+    start(trainer=Outside, bf16=True, max_steps=1, eval_strategy="steps", eval_steps=1).train()
+    assert set(seen) == {(True, torch.bfloat16), (False, torch.bfloat16)}
 
 
 class TestFigures:

@@ -36,6 +36,20 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
+def checkpoint_of(folder: Path, resume: str | bool | None) -> Path | None:
+    """What a training resumes from: a checkpoint that was named, the last one (True), or none.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    if not resume:
+        return None
+    checkpoint = last_checkpoint(folder) if resume is True else Path(str(resume))
+    if checkpoint is None or not checkpoint.is_dir():
+        raise TrainingError(f"{checkpoint or folder} has no checkpoint to resume from; start without resuming")
+    return checkpoint
+
+
 def aside_folder(folder: Path, step: int) -> Path:
     """Where a checkpoint is written before it is whole."""
     return folder / f".{PREFIX_CHECKPOINT_DIR}-{step}.part"

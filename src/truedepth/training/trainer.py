@@ -6,6 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from truedepth.models.quiet import quiet_transformers
 from truedepth.training.checkpoints import (
     aside_folder,
     checkpoint_folder,
+    checkpoint_of,
     last_checkpoint,
     load_meter,
     named_failures,
@@ -42,7 +44,8 @@ class DepthTrainer(Trainer):
     """A `transformers.Trainer` whose subclasses only say what the loss is.
 
     A subclass overrides `compute_loss`. It gets rows as `Tokens` describes them, without `row`; it divides sums over
-    tokens by `per_token`, and puts figures of the same kind into `extra_losses`. Whatever it draws at random it draws
+    tokens by `per_token`, and puts figures of the same kind into `extra_losses`. It calls the model that it is given,
+    not only modules within: by that call ranks exchange gradients. Whatever it draws at random it draws
     from a generator seeded by `args.seed`, `state.global_step` and `micro_batch` (and the rank, where ranks are to
     differ), so that a resumed training draws the same without anything being stored.
 
@@ -148,7 +151,7 @@ class DepthTrainer(Trainer):
             OutputError: a checkpoint or figures cannot be written.
             KeyboardInterrupt: by Ctrl-C or SIGTERM, after a checkpoint was written.
         """
-        checkpoint = self._checkpoint(resume_from_checkpoint)
+        checkpoint = checkpoint_of(self._folder, resume_from_checkpoint)
         self._meter = load_meter(checkpoint) if checkpoint else Meter()
         self._pace = Pace()
         set_seed(self.args.seed)  # again, since what was made after this trainer may have drawn numbers too
@@ -161,14 +164,6 @@ class DepthTrainer(Trainer):
         if self._interruption.asked:
             raise KeyboardInterrupt
         return output
-
-    def _checkpoint(self, resume: str | bool | None) -> Path | None:
-        if not resume:
-            return None
-        checkpoint = last_checkpoint(self._folder) if resume is True else Path(str(resume))
-        if checkpoint is None:
-            raise TrainingError(f"{self._folder} has no checkpoint to resume from; start without resuming")
-        return checkpoint
 
     def _finished(self, checkpoint: Path) -> TrainOutput | None:
         """The end of a training whose last checkpoint has all steps: transformers would make one more."""
@@ -212,6 +207,12 @@ class DepthTrainer(Trainer):
         """The language-model loss: the mean cross-entropy over learnt tokens of the whole step."""
         own = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
         return super().compute_loss(model, own, return_outputs, num_items_in_batch)
+
+    def compute_loss_context_manager(self) -> ExitStack:
+        """Mixed precision for all of `compute_loss`; accelerate gives it to the model's own forward only."""
+        stack = ExitStack()
+        stack.enter_context(self.accelerator.autocast())
+        return stack
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
         parent: Any = super()
