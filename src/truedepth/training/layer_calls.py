@@ -89,7 +89,8 @@ def around_layers(model: nn.Module, around: Around) -> Iterator[None]:
         for layer in layers:
             arounds = layer._truedepth_around[1]
             arounds.remove(around)
-            if not arounds:
+            # Sharding gives a layer yet another class. It stays, and so does ours below it, with nothing to do.
+            if not arounds and type(layer).__mro__[1] is _SurroundedLayer:
                 del layer._truedepth_around
                 layer.__class__ = type(layer).__mro__[2]
 
