@@ -106,6 +106,9 @@ class LayerSkipTrainer(DepthTrainer):
         model, args, train_dataset, eval_dataset, options: see `DepthTrainer`.
         settings: of the method.
 
+    Attributes:
+        watched: the exits whose figures are logged, ascending, as numbers of layers that run.
+
     Raises:
         UnsupportedModelError: the model's family is unknown.
         UsageError: an exit to watch that the model does not have.
@@ -125,7 +128,7 @@ class LayerSkipTrainer(DepthTrainer):
         core = causal_lm(model)
         self._settings = settings
         self._num_layers = len(family_of(core.config).decoder_layers(core))
-        self._watched = settings.watched(self._num_layers)
+        self.watched = settings.watched(self._num_layers)
         self._dropout = LayerDropout()
         self._objective: ExitObjective | None = None
 
@@ -171,7 +174,7 @@ class LayerSkipTrainer(DepthTrainer):
                 objective.weights = self._settings.weights(self._num_layers, *at)
                 self._dropout.skips = self._skips(len(inputs["input_ids"]), *at)
             else:
-                objective.weights = {**{layers - 1: 0.0 for layers in self._watched}, last: 1.0}
+                objective.weights = {**{layers - 1: 0.0 for layers in self.watched}, last: 1.0}
             given = {**inputs, "use_cache": False, "logits_to_keep": 1}
             result = super().compute_loss(model, given, return_outputs, num_items_in_batch)
             self._note(objective, num_items_in_batch)
@@ -187,7 +190,7 @@ class LayerSkipTrainer(DepthTrainer):
     def _note(self, objective: ExitObjective, num_items: Tensor | int | None) -> None:
         found = objective.found
         tokens = max(found.tokens, 1)
-        for layers in (*self._watched, self._num_layers):
+        for layers in (*self.watched, self._num_layers):
             if layers - 1 not in found.losses:
                 continue
             self.extra_losses[exit_name("loss", layers)] = self.per_token(found.losses[layers - 1], num_items, tokens)
