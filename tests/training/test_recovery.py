@@ -318,7 +318,7 @@ def test_lora_is_merged_at_the_end(tiny_model: Any, trainer_of: Any) -> None:
     whole = merged(trainer.model)
     assert whole.state_dict().keys() == before.keys()
     assert layers_that_differ(before, state(whole)) == set("23")
-    torch.testing.assert_close(whole(ids).logits, expected)
+    torch.testing.assert_close(whole(ids).logits, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_merged_layer_keeps_what_it_learnt(tiny_model: Any, trainer_of: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import nn
 
@@ -23,11 +25,12 @@ class Lora(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="of what goes into an adapter")
 
 
-def add_lora(model: nn.Module, lora: Lora, layers: Sequence[int]) -> nn.Module:
+def add_lora(model: nn.Module, lora: Lora, layers: Sequence[int], seed: int) -> nn.Module:
     """Put adapters on all linear projections of some decoder layers, and freeze everything else.
 
     Args:
         model: a causal language model of a supported family.
+        seed: for the adapters' first weights, which have no effect yet.
 
     Returns:
         The model, wrapped by PEFT.
@@ -53,11 +56,14 @@ def add_lora(model: nn.Module, lora: Lora, layers: Sequence[int]) -> nn.Module:
     config = LoraConfig(
         task_type="CAUSAL_LM", target_modules=targets, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout
     )
-    wrapped: nn.Module = get_peft_model(core, config)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, about what peft asks it
+        torch.manual_seed(seed)
+        wrapped: nn.Module = get_peft_model(core, config)
     return wrapped
 
 
-def merged(model: nn.Module) -> Any:
+def merged(model: Any) -> Any:
     """The model with its adapters, if it has any, merged into its weights: an ordinary model, which replaces it."""
     merge = getattr(model, "merge_and_unload", None)
     if merge is None:

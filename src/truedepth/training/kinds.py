@@ -20,7 +20,16 @@ class Entry:
     summary: str
 
 
-KINDS: dict[str, Entry] = {}
+KINDS: dict[str, Entry] = {
+    "layerskip": Entry(
+        "truedepth.training.layerskip_recipe",
+        "Train a model so that its early exits can draft, and its layers can be left out.",
+    ),
+    "recover": Entry(
+        "truedepth.training.recovery_recipe",
+        "Train a model under a plan, until it works well with layers skipped, paired or merged.",
+    ),
+}
 
 
 def find_kind(name: str) -> Kind[Any]:

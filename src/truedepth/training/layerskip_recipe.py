@@ -18,7 +18,7 @@ from truedepth.training.trainer import DepthTrainer
 class LayerSkipRecipe(TrainingRecipe):
     """The recipe of `truedepth train layerskip`."""
 
-    kind: Literal["layerskip"]
+    kind: Literal["layerskip"] = "layerskip"
     layerskip: LayerSkipSettings = LayerSkipSettings()
     lora: Lora | None = Field(default=None, description="train adapters on all layers in place of the weights")
 
@@ -33,7 +33,7 @@ class _LayerSkip:
         wrapped: Any = model
         if recipe.lora is not None:
             layers = range(len(family_of(model.config).decoder_layers(model)))
-            wrapped = add_lora(model, recipe.lora, layers)
+            wrapped = add_lora(model, recipe.lora, layers, recipe.seed)
         return LayerSkipTrainer(wrapped, **training.options, settings=recipe.layerskip)
 
     def product(self, training: Training[LayerSkipRecipe], trainer: DepthTrainer) -> ProductRecord:

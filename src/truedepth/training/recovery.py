@@ -31,7 +31,7 @@ class RecoveryTrainer(DepthTrainer):
     """Trains a model under a plan, or under one of several plans drawn at each step.
 
     With `prefill="full"` a plan runs the responses only: prompts are read by every layer, and responses by the plan
-    over the cache that this leaves, as in unified skipping's training (arXiv 2404.06954, section 3.3); the loss is that
+    over the cache that this leaves, as in unified skipping's training (arXiv 2404.06954); the loss is that
     of the responses. Rows must be single items then, not packed ones.
 
     Held-out loss with several plans is the mean over them.

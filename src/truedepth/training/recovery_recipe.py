@@ -51,15 +51,16 @@ class Recover(Settings):
 class RecoverRecipe(TrainingRecipe):
     """The recipe of `truedepth train recover`."""
 
-    kind: Literal["recover"]
+    kind: Literal["recover"] = "recover"
     recover: Recover
 
 
-def prepare(model: Any, settings: Recover) -> tuple[nn.Module, tuple[DepthPlan, ...], dict[str, Tensor]]:
+def prepare(model: Any, settings: Recover, seed: int = 0) -> tuple[nn.Module, tuple[DepthPlan, ...], dict[str, Tensor]]:
     """Make a model ready to be trained under plans: merges settled, what is not trained frozen, adapters put on.
 
     Args:
         model: a causal language model without a plan.
+        seed: for the adapters.
 
     Returns:
         The model, wrapped by PEFT where there are adapters; the plans; and the weights that merges replaced, by name.
@@ -77,7 +78,7 @@ def prepare(model: Any, settings: Recover) -> tuple[nn.Module, tuple[DepthPlan, 
     plan, originals = settle_merges(model, read[0])
     plans = (plan, *read[1:])
     if settings.lora is not None:
-        return add_lora(model, settings.lora, layers), plans, originals
+        return add_lora(model, settings.lora, layers, seed), plans, originals
     if settings.layers != "all":
         model.requires_grad_(False)
         modules = family_of(model.config).decoder_layers(model)
@@ -109,7 +110,7 @@ class _Recover:
 
     def trainer(self, training: Training[RecoverRecipe]) -> DepthTrainer:
         settings = training.recipe.recover
-        model, plans, originals = prepare(training.loaded.model, settings)
+        model, plans, originals = prepare(training.loaded.model, settings, training.recipe.seed)
         return RecoveryTrainer(
             model,
             **training.options,
@@ -121,8 +122,7 @@ class _Recover:
 
     def product(self, training: Training[RecoverRecipe], trainer: DepthTrainer) -> ProductRecord:
         assert isinstance(trainer, RecoveryTrainer)
-        model: Any = trainer.model
-        save_model(training, trainer, merged(model) if training.recipe.recover.lora else None)
+        save_model(training, trainer, merged(trainer.model) if training.recipe.recover.lora else None)
         names = [PLAN_FILE, *(f"plan-{number}.yaml" for number in range(2, len(trainer.plans) + 1))]
         if training.is_first:
             for name, plan in zip(names, trainer.plans, strict=True):
