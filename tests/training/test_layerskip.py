@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import TrainingArguments, default_data_collator
@@ -24,9 +19,7 @@ from truedepth.errors import UsageError
 from truedepth.models.rewire import apply, restore
 from truedepth.models.stages import to_logits
 from truedepth.plan import DepthPlan
-from truedepth.training.exit_loss import training_exits
-from truedepth.training.layer_calls import around_layers
-from truedepth.training.layer_dropout import LayerDropout, draw_skips
+from truedepth.training.layer_dropout import draw_skips
 from truedepth.training.layerskip import LayerSkipSettings, LayerSkipTrainer
 
 NUM_LAYERS = 6
@@ -250,106 +243,6 @@ def test_interrupted_and_resumed(tiny_model: Any, trainer_of: Any) -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     losses = [step["loss"] for step in figures if "loss" in step]
     assert [step["loss"] for step in logged(resumed) if "loss" in step] == losses
-
-
-RANK_SCRIPT = """
-import sys
-from pathlib import Path
-
-import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
-
-from truedepth.training.exit_loss import training_exits
-from truedepth.training.layer_calls import around_layers
-from truedepth.training.layer_dropout import LayerDropout
-from truedepth.training.layerskip import LayerSkipSettings, LayerSkipTrainer
-
-torch.set_num_threads(1)
-folder, rank = Path(sys.argv[1]), int(sys.argv[2])
-data = load_file(folder / "rows.safetensors")
-
-def save(tensors, name):
-    if rank == 0:
-        save_file({name: value.clone() for name, value in tensors.items()}, folder / name)
-
-rows = [{"input_ids": a, "labels": b} for a, b in zip(data["ids"], data["labels"])]
-model = AutoModelForCausalLM.from_pretrained(folder / "model")
-arguments = TrainingArguments(
-    output_dir=str(folder / "out"), use_cpu=True, report_to="none", max_steps=4, learning_rate=0.1, optim="sgd",
-    seed=3, per_device_train_batch_size=1, lr_scheduler_type="constant", logging_steps=1, save_strategy="no",
-)
-settings = LayerSkipSettings(p_max=0.6, e_scale=1.0, every=2, watch=(2, 4))
-LayerSkipTrainer(model, arguments, rows, settings=settings, data_collator=default_data_collator).train()
-save(model.state_dict(), "distributed.safetensors")
-
-model = AutoModelForCausalLM.from_pretrained(folder / "model").train()
-dropout = LayerDropout()
-dropout.skips = np.array([[False, True, False, rank == 0, rank == 1, True]])
-with around_layers(model, dropout), training_exits(model) as objective:
-    objective.weights = {2: 0.5, 5: 0.5}
-    mesh = init_device_mesh("cpu", (2,))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    ids = data["ids"][rank : rank + 1]
-    model(ids, labels=ids, use_cache=False, logits_to_keep=1).loss.backward()
-save({name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}, "sharded.safetensors")
-torch.distributed.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_ranks(tmp_path: Path, tiny_model: Any, trainer_of: Any) -> None:
-    """Layers are left out on one rank only, or on both, and yet:
-
-    two ranks learn as one with the doubled batch (SGD, so that weights are off by no more than gradients are); and
-    gradients of a sharded model are the mean of those of its ranks.
-    """
-    model, data = tiny_model("llama").train(), default_data_collator(rows(16))
-    model.save_pretrained(tmp_path / "model")
-    save_file({"ids": data["input_ids"], "labels": data["labels"]}, tmp_path / "rows.safetensors")
-    run_ranks(tmp_path)
-
-    dropout = LayerDropout()
-    dropout.skips = np.array([[False, True, False, rank == 0, rank == 1, True] for rank in range(2)])
-    with around_layers(model, dropout), training_exits(model) as objective:
-        objective.weights = {2: 0.5, 5: 0.5}
-        ids = data["input_ids"][:2]
-        model(ids, labels=ids, use_cache=False, logits_to_keep=1).loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    assert_close(load_file(tmp_path / "sharded.safetensors"), gradients, rtol=1e-4, atol=1e-6)
-
-    expected = trained(trainer_of(model, per_device_train_batch_size=2, optim="sgd", learning_rate=0.1))
-    assert_close(load_file(tmp_path / "distributed.safetensors"), expected, rtol=1e-4, atol=1e-5)
-
-
-def run_ranks(folder: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    script = folder / "rank.py"
-    script.write_text(RANK_SCRIPT, encoding="utf-8")
-    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(folder), str(rank)],
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in processes:
-            _, problems = process.communicate(timeout=120)
-            assert process.returncode == 0, problems
-    finally:
-        for process in processes:
-            process.kill()
 
 
 # Bad settings

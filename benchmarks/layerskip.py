@@ -1,0 +1,180 @@
+"""What training with LayerSkip gave: the exits' answers, what drafts at them are worth, and what the last layer paid.
+
+    python benchmarks/layerskip.py MODEL ITEMS.jsonl --baseline OTHER --exits 6 12 18 --output layerskip.json
+
+Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them. Printed and written are
+
+- accuracy: the share of items whose greedy answer is the response, of each exit and of the whole model, for the model
+  and for the baseline, which was trained without LayerSkip;
+- drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
+- speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
+  each the best of several runs; speedups are over the faster of the two ways to decode plainly.
+
+Drafted answers are compared with the plain ones, and a difference is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import truedepth
+from truedepth.decoding.engine import Engine
+from truedepth.decoding.pacing import FixedLength
+from truedepth.decoding.request import Request
+from truedepth.files import write_atomic
+from truedepth.measuring.bandwidth import read_bandwidth
+from truedepth.measuring.machine import machine_record
+from truedepth.models.load import LoadedModel
+from truedepth.plan import DepthPlan
+from truedepth.progress import terminal
+
+BATCH = 16
+"""Items that are answered at once where speed is not measured."""
+
+
+def read_items(path: Path, count: int, prompt: str, response: str) -> list[tuple[str, str]]:
+    lines = path.read_text(encoding="utf-8").splitlines()[:count]
+    return [(item[prompt], item[response]) for item in map(json.loads, lines)]
+
+
+def requests(loaded: LoadedModel, items: Sequence[tuple[str, str]], new_tokens: int) -> list[Request]:
+    tokenizer: Any = loaded.tokenizer
+    return [Request(tokenizer(prompt).input_ids, max_new_tokens=new_tokens) for prompt, _ in items]
+
+
+def accuracies(
+    loaded: LoadedModel, items: Sequence[tuple[str, str]], exits: Sequence[int], new_tokens: int
+) -> dict[str, float]:
+    """Share of items answered exactly, by the number of layers that run."""
+    layers = loaded.model.config.num_hidden_layers
+    asked = requests(loaded, items, new_tokens)
+    found = {}
+    with terminal(f"Answering with {loaded.name}", len(exits) + 1) as advance:
+        for exit_layers in (*exits, layers):
+            with Engine(
+                loaded.model, loaded.tokenizer, target=DepthPlan.of_layers(range(exit_layers), layers)
+            ) as engine:
+                results = [
+                    result for at in range(0, len(asked), BATCH) for result in engine.generate(asked[at : at + BATCH])
+                ]
+            right = sum(result.text.strip() == response for result, (_, response) in zip(results, items, strict=True))
+            found[str(exit_layers)] = right / len(items)
+            advance()
+    return found
+
+
+def speeds(
+    loaded: LoadedModel, items: Sequence[tuple[str, str]], exits: Sequence[int], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Tokens a second and acceptance of each way to decode, all items."""
+    layers = loaded.model.config.num_hidden_layers
+    asked = requests(loaded, items, options.new_tokens)
+    transformers = _transformers_seconds(loaded, asked, options)
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        drafts = {exit_layers: engine.draft(DepthPlan.of_layers(range(exit_layers), layers)) for exit_layers in exits}
+        ways: dict[str, Callable[[Request], Any]] = {"plain": lambda request: engine.generate([request])[0]}
+        for exit_layers, draft in drafts.items():
+            for pacer, name in (
+                (FixedLength(options.draft_length), f"{options.draft_length} tokens"),
+                (None, "adaptive"),
+            ):
+                ways[f"exit {exit_layers}, {name}"] = lambda request, draft=draft, pacer=pacer: engine.generate(
+                    [request], drafts=[draft], pacer=pacer
+                )[0]
+        figures = _in_turn(ways, asked, options.repeats)
+    figures["transformers"] = transformers
+    fastest = max(figures[name]["tokens_per_second"] for name in ("plain", "transformers"))
+    for record in figures.values():
+        record["speedup"] = record["tokens_per_second"] / fastest
+    return figures
+
+
+def _in_turn(ways: dict[str, Callable[[Request], Any]], asked: Sequence[Request], repeats: int) -> dict[str, Any]:
+    seconds, tokens = dict.fromkeys(ways, 0.0), 0
+    drafted, accepted = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
+    with terminal("Timing", len(asked)) as advance:
+        for request in asked:
+            best = dict.fromkeys(ways, float("inf"))
+            answers = {}
+            for _ in range(repeats):
+                for name, way in ways.items():
+                    begun = time.perf_counter()
+                    answers[name] = way(request)
+                    best[name] = min(best[name], time.perf_counter() - begun)
+            wrong = [name for name, answer in answers.items() if answer.token_ids != answers["plain"].token_ids]
+            if wrong:
+                raise SystemExit(f"other tokens than plain decoding: {', '.join(wrong)}, prompt {request.prompt_ids}")
+            tokens += len(answers["plain"].token_ids)
+            for name, answer in answers.items():
+                seconds[name] += best[name]
+                drafted[name] += answer.drafted
+                accepted[name] += answer.accepted
+            advance()
+    return {
+        name: {
+            "tokens_per_second": tokens / seconds[name],
+            "drafted": drafted[name],
+            "accepted": accepted[name],
+            "acceptance": accepted[name] / drafted[name] if drafted[name] else None,
+        }
+        for name in ways
+    }
+
+
+def _transformers_seconds(loaded: LoadedModel, asked: Sequence[Request], options: argparse.Namespace) -> dict[str, Any]:
+    """Before an engine takes the weights."""
+    model: Any = loaded.model
+    tokens, seconds = 0, 0.0
+    with torch.inference_mode(), terminal("Timing transformers", len(asked)) as advance:
+        for request in asked:
+            ids = torch.tensor([request.prompt_ids])
+            best = float("inf")
+            for _ in range(options.repeats):
+                begun = time.perf_counter()
+                written = model.generate(ids, max_new_tokens=options.new_tokens, do_sample=False)
+                best = min(best, time.perf_counter() - begun)
+            tokens += written.shape[1] - ids.shape[1]
+            seconds += best
+            advance()
+    return {"tokens_per_second": tokens / seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("items", type=Path)
+    parser.add_argument("--baseline", help="a model that was trained alike, without LayerSkip")
+    parser.add_argument("--exits", type=int, nargs="+", default=[6, 12, 18])
+    parser.add_argument("--draft-length", type=int, default=8)
+    parser.add_argument("--count", type=int, default=1000, help="items to answer")
+    parser.add_argument("--timed", type=int, default=40, help="items to time")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--new-tokens", type=int, default=160)
+    parser.add_argument("--prompt-field", default="prompt")
+    parser.add_argument("--response-field", default="response")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args()
+    items = read_items(options.items, options.count, options.prompt_field, options.response_field)
+    cpu = torch.device("cpu")
+    record: dict[str, Any] = {"items": len(items), "timed": options.timed, "threads": torch.get_num_threads()}
+    record["machine"] = machine_record(cpu, read_bandwidth(cpu)).model_dump(mode="json")
+    loaded = truedepth.load(options.model, dtype="float32", device="cpu")
+    record["speed"] = speeds(loaded, items[: options.timed], options.exits, options)
+    record["accuracy"] = {"with": accuracies(loaded, items, options.exits, options.new_tokens)}
+    if options.baseline:
+        baseline = truedepth.load(options.baseline, dtype="float32", device="cpu")
+        record["accuracy"]["without"] = accuracies(baseline, items, options.exits, options.new_tokens)
+    text = json.dumps(record, indent=2)
+    write_atomic(options.output, text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
