@@ -28,9 +28,9 @@ class _Kinds(click.Group):
     cls=_Kinds,
     name="train",
     epilog=examples(
-        "truedepth train layerskip recipes/layerskip.yaml -o run",
+        "truedepth train layerskip recipes/layerskip-task.yaml -o run",
         "truedepth train layerskip run/recipe.yaml -o run --resume",
-        "torchrun --nproc-per-node 2 -m truedepth train layerskip recipes/layerskip.yaml -o run",
+        "torchrun --nproc-per-node 2 -m truedepth train layerskip recipes/layerskip-task.yaml -o run",
     ),
 )
 def command() -> None:
