@@ -188,6 +188,7 @@ def two_pass_loss(model: Any, row: dict[str, Tensor], start: int) -> Tensor:
 
 
 @pytest.mark.parametrize("notation", [SKIPS, "1 (2|4) 5"])
+@pytest.mark.parametrize("family_name", ["llama", "phi3", "gemma2", "gemma3", "smollm3", "mixtral"])
 def test_two_passes(family_name: str, notation: str, tiny_model: Any, trainer_of: Any) -> None:
     """Rows of uneven prompts and responses together are as each by itself, and gradients are whole."""
     settings = {"prefill": "full", "layers": "all"}
@@ -339,10 +340,10 @@ def test_a_merged_layer_keeps_what_it_learnt(tiny_model: Any, trainer_of: Any) -
 def test_recovery_recovers(tiny_model: Any, trainer_of: Any) -> None:
     """Distilled from the unmodified model, the plan comes nearer to it on text it has not seen."""
     trainer = trainer_of(
-        tiny_model("llama"), PAIRS, settings={"objective": {"kind": "distillation"}}, max_steps=60, logging_steps=60
+        tiny_model("llama"), PAIRS, settings={"objective": {"kind": "distillation"}}, max_steps=40, logging_steps=40
     )
     before, _, after = trainer.evaluate(), trainer.train(), trainer.evaluate()
-    assert after["eval_loss"] < 0.5 * before["eval_loss"]
+    assert after["eval_loss"] < 0.6 * before["eval_loss"]
     assert after["eval_divergence"] == pytest.approx(after["eval_loss"])
 
 
@@ -377,7 +378,7 @@ def test_interrupted_and_resumed(tiny_model: Any, trainer_of: Any) -> None:
     assert layers_that_differ(expected, state(resumed.model)) == set()
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 2}}, {"objective": DISTILLATION}])
+@pytest.mark.parametrize("settings", [{"lora": {"rank": 2}}, {"objective": DISTILLATION}])
 def test_activation_checkpointing_and_accumulation(settings: Any, tiny_model: Any, trainer_of: Any) -> None:
     plain = trainer_of(tiny_model("llama"), PAIRS, settings=settings, optim="sgd")
     plain.train()
