@@ -16,7 +16,7 @@ import torch
 from decoding_subjects import BUILT_IN, Subject, encode, source_of
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from truedepth.decoding.decoder import MOST_DRAFTED
+from truedepth.decoding.batch import MOST_DRAFTED
 from truedepth.decoding.drafts import Draft
 from truedepth.decoding.engine import Engine
 from truedepth.decoding.pacing import FixedLength

@@ -13,7 +13,7 @@ import torch
 
 import truedepth
 from truedepth.decoding.engine import Engine
-from truedepth.decoding.heads import ExitHead
+from truedepth.decoding.exit_head import ExitHead
 from truedepth.decoding.packing import is_hollow
 from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.errors import DecodingError, DraftError, MethodError, PlanError, UsageError

@@ -208,7 +208,7 @@ class _Asked(Speculation):
     def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Many[str]) -> list[Request]:
         return [
             Request(
-                _encode(tokenizer, prompt, self.raw),
+                encode_prompt(tokenizer, prompt, self.raw),
                 max_new_tokens=self.max_new_tokens,
                 sampling=self.sampling or Sampling(),
                 stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
@@ -234,7 +234,7 @@ def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     return source.tokenizer
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> list[int]:
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> list[int]:
     """The prompt's token ids, special tokens included."""
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")

@@ -12,7 +12,7 @@ import torch
 
 import truedepth
 from truedepth.cli import main
-from truedepth.decoding.heads import ExitHead
+from truedepth.decoding.exit_head import ExitHead
 from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.generation import Piece, Stream, generate
 from truedepth.models.load import LoadedModel, load

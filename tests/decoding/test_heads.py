@@ -14,11 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from truedepth.decoding.caches import KVCache
 from truedepth.decoding.engine import Engine
+from truedepth.decoding.exit_head import ExitHead
 from truedepth.decoding.fingerprint import Fingerprint
-from truedepth.decoding.heads import ExitHead
+from truedepth.decoding.heads import load_head
 from truedepth.decoding.layouts import can_lay_out
 from truedepth.decoding.pacing import FixedLength
 from truedepth.decoding.packing import is_hollow
+from truedepth.decoding.projection import OwnRows
 from truedepth.decoding.request import Request
 from truedepth.decoding.sampling import Sampling
 from truedepth.decoding.vocabulary import DraftVocabulary
@@ -28,6 +30,7 @@ from truedepth.plan import DepthPlan, Stage
 
 EXIT = DepthPlan.parse("0-2", 6)
 PART = DraftVocabulary(torch.tensor([2, 40, 7, 63, 12, 3, 30, 31, 9, 50, 51, 52, 17]))
+HIDDEN = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
 PROMPTS = ([5, 9, 13, 11, 40, 3, 3], [7, 8], [33, 12, 50, 4])
 
 
@@ -54,9 +57,11 @@ def disturbed(head: ExitHead) -> ExitHead:
     return head
 
 
-def greedy_with_and_without(model: Any, batch: int, num_layers: int, input_norm: bool) -> None:
+def greedy_with_and_without(model: Any, batch: int, num_layers: int, input_norm: bool, rank: int | None) -> None:
     """Greedy speculation with a head that nobody trained, against plain greedy decoding."""
-    head = disturbed(ExitHead.fresh(model, EXIT, num_layers=num_layers, vocabulary=PART, input_norm=input_norm))
+    head = disturbed(
+        ExitHead.fresh(model, EXIT, num_layers=num_layers, vocabulary=PART, rank=rank, input_norm=input_norm)
+    )
     with Engine(model) as engine:
         plain = tokens(written(engine, batch))
         drafted = written(engine, batch, head)
@@ -66,15 +71,15 @@ def greedy_with_and_without(model: Any, batch: int, num_layers: int, input_norm:
 
 class TestLossless:
     def test_families(self, family_name: str, tiny_model: Callable[..., Any]) -> None:
-        greedy_with_and_without(tiny_model(family_name), 3, 1, False)
+        greedy_with_and_without(tiny_model(family_name), 3, 1, False, 0)
 
     @pytest.mark.parametrize("name", ["llama", "gemma3"])
-    @pytest.mark.parametrize(("num_layers", "input_norm"), [(0, False), (1, True), (2, False)])
+    @pytest.mark.parametrize(("num_layers", "input_norm", "rank"), [(0, False, None), (1, True, 3), (2, False, None)])
     @pytest.mark.parametrize("batch", [1, 3])
     def test_greedy_tokens_are_the_models_own(
-        self, name: str, num_layers: int, input_norm: bool, batch: int, tiny_model: Callable[..., Any]
+        self, name: str, num_layers: int, input_norm: bool, rank: int | None, batch: int, tiny_model: Callable[..., Any]
     ) -> None:
-        greedy_with_and_without(tiny_model(name), batch, num_layers, input_norm)
+        greedy_with_and_without(tiny_model(name), batch, num_layers, input_norm, rank)
 
     def test_a_head_that_agrees_is_accepted(self, tiny_model: Callable[..., Any]) -> None:
         """The last layer as the head of the rest of the model is the model itself."""
@@ -101,13 +106,13 @@ class TestLossless:
             )
         assert torch.equal(own, heads)
 
-    def test_without_layers_it_is_the_models_own_head(self, tiny_model: Callable[..., Any]) -> None:
+    @pytest.mark.parametrize("rank", [None, 0, 4])
+    def test_without_layers_it_is_the_models_own_head(self, rank: int | None, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("gemma2", final_logit_softcapping=2.0)
-        head = ExitHead.fresh(model, EXIT, num_layers=0, vocabulary=PART)
-        hidden = torch.randn(2, 3, 32)
+        head = ExitHead.fresh(model, EXIT, num_layers=0, vocabulary=PART, rank=rank)
         with Engine(model) as engine:
-            own = engine.draft(EXIT, vocabulary=PART).head.logits(hidden)
-            logits = engine.draft(EXIT, head=head).head.logits(hidden)
+            own = engine.draft(EXIT, vocabulary=PART).head.logits(HIDDEN)
+            logits = engine.draft(EXIT, head=head).head.logits(HIDDEN)
         assert torch.allclose(logits, own, atol=1e-6)
         assert logits.abs().max() <= 2.0
 
@@ -141,18 +146,20 @@ class TestLossless:
 class TestWeights:
     def test_come_back_when_the_engine_closes(self, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
-        head = ExitHead.fresh(model, EXIT, vocabulary=PART)
-        before = copy.deepcopy(head.state_dict())
-        with Engine(model) as engine:
-            written(engine, 1, head)
-            linears = [part for part in head.modules() if isinstance(part, torch.nn.Linear)]
-            assert [is_hollow(linear.weight) for linear in linears] == [
-                can_lay_out(model.device, model.dtype)
-            ] * 8  # packed, like the model's
-        after = head.state_dict()
-        assert all(torch.equal(after[name], before[name]) for name in before)
-        head.logits(torch.randn(1, 2, 32)).sum().backward()
-        assert head.projection.weight.grad is not None
+        for rank, count in ((None, 8), (0, 8), (3, 10)):
+            head = ExitHead.fresh(model, EXIT, vocabulary=PART, rank=rank)
+            before, logits = copy.deepcopy(head.state_dict()), head.logits(HIDDEN)
+            with Engine(model) as engine:
+                written(engine, 1, head)
+                linears = [part for part in head.modules() if isinstance(part, torch.nn.Linear)]
+                linears += head.projection.rows if isinstance(head.projection, OwnRows) else []
+                packs = can_lay_out(model.device, model.dtype)
+                assert [is_hollow(linear.weight) for linear in linears] == [packs] * count  # like the model's
+            after = head.state_dict()
+            assert all(torch.equal(after[name], before[name]) for name in before)
+            assert torch.equal(head.logits(HIDDEN), logits)
+            head.logits(HIDDEN).sum().backward()
+            assert head.norm.weight.grad is not None
 
     def test_are_the_heads_own(self, tiny_model: Callable[..., Any]) -> None:
         """Training the head leaves the model as it is."""
@@ -238,8 +245,10 @@ class TestInADraft:
     def test_a_vocabulary_besides(self, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         head = ExitHead.fresh(model, EXIT)
-        with Engine(model) as engine, pytest.raises(UsageError, match="give a head or a vocabulary, not both"):
-            engine.draft(EXIT, head=head, vocabulary=PART)
+        with Engine(model) as engine:
+            for draft in (lambda: engine.draft(EXIT, head=head, vocabulary=PART), lambda: engine.draft_of(head, PART)):
+                with pytest.raises(UsageError, match="give a head or a vocabulary, not both"):
+                    draft()
 
 
 def require_equal(one: ExitHead, other: ExitHead) -> None:
@@ -247,16 +256,16 @@ def require_equal(one: ExitHead, other: ExitHead) -> None:
     ours, theirs = one.state_dict(), other.state_dict()
     assert list(ours) == list(theirs)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    hidden = torch.randn(2, 3, 32)
-    assert torch.equal(one.logits(hidden), other.logits(hidden))
+    assert torch.equal(one.logits(HIDDEN), other.logits(HIDDEN))
 
 
 class TestFiles:
     def test_families(self, family_name: str, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model(family_name)
-        head = disturbed(ExitHead.fresh(model, EXIT, num_layers=1, vocabulary=PART, input_norm=True))
-        head.save(tmp_path)
-        require_equal(head, ExitHead.load(tmp_path, model))
+        for rank in (None, 0, 3):
+            head = disturbed(ExitHead.fresh(model, EXIT, vocabulary=PART, rank=rank, input_norm=True))
+            head.save(tmp_path)
+            require_equal(head, ExitHead.load(tmp_path, model))
 
     @pytest.mark.parametrize("num_layers", [0, 2])
     def test_drafts_alike(self, num_layers: int, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
@@ -275,18 +284,19 @@ class TestFiles:
         head.save(tmp_path)
         with Engine(model) as engine:
             loaded = ExitHead.load(tmp_path, model)
-            require_equal(head, loaded)
+            engine.draft_of(loaded)  # it takes the model's rows, which are packed
+            assert torch.allclose(loaded.logits(HIDDEN), head.logits(HIDDEN), atol=1e-5)
             assert tokens(written(engine, 3, loaded)) == tokens(written(engine, 3))
 
     def test_what_is_known_of_it(self, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         model.name_or_path = "owner/name"
         head = ExitHead.fresh(model, EXIT)
-        head.text, head.agreement = "some chat", (0.5, 0.25)
+        head.text, head.agreement = "some chat", {"chat": (0.5, 0.25), "code": ()}
         head.save(tmp_path / "new" / "folder")
         loaded = ExitHead.load(tmp_path / "new" / "folder", model)
         assert (loaded.exit, loaded.model_name) == (EXIT, "owner/name")
-        assert (loaded.text, loaded.agreement) == ("some chat", (0.5, 0.25))
+        assert (loaded.text, loaded.agreement) == ("some chat", {"chat": (0.5, 0.25), "code": ()})
 
     def test_other_types(self, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
         """A head made in float32 serves the model in bfloat16, and the other way round."""
@@ -301,6 +311,7 @@ class TestFiles:
         assert card.pop("truedepth_version")
         assert card == {
             "format_version": 1,
+            "kind": "exit",
             "vocabulary_size": 64,
             "model": "",
             "num_layers": 6,
@@ -310,8 +321,9 @@ class TestFiles:
             "extra_layers": 1,
             "input_norm": False,
             "draft_vocabulary_size": 13,
+            "projection_rank": 0,
             "text": "",
-            "agreement": [],
+            "agreement": {},
         }
 
     @pytest.mark.skipif(not can_lay_out(torch.device("cpu"), torch.float32), reason="neither a C compiler nor oneDNN")
@@ -334,7 +346,7 @@ class TestFiles:
 @pytest.fixture
 def saved(tmp_path: Path, tiny_model: Callable[..., Any]) -> Path:
     """A folder with a head of the tiny llama."""
-    ExitHead.fresh(tiny_model("llama"), EXIT, vocabulary=PART).save(tmp_path)
+    ExitHead.fresh(tiny_model("llama"), EXIT, vocabulary=PART, rank=None).save(tmp_path)
     return tmp_path
 
 
@@ -355,7 +367,7 @@ def edit_card(folder: Path, **changed: Any) -> None:
 
 def refusal(folder: Path, model: Any) -> str:
     with pytest.raises(DraftError) as caught:
-        ExitHead.load(folder, model)
+        load_head(folder, model)
     assert str(folder) in str(caught.value)
     return str(caught.value)
 
@@ -375,7 +387,7 @@ class TestRefusedFiles:
         self, name: str, overrides: dict[str, Any], difference: str, saved: Path, tiny_model: Callable[..., Any]
     ) -> None:
         message = refusal(saved, tiny_model(name, **overrides))
-        assert f"the exit head is for another model, which has no name: {difference}" in message
+        assert f"the head is for another model, which has no name: {difference}" in message
 
     @pytest.mark.parametrize(
         ("changed", "message"),
@@ -412,7 +424,11 @@ class TestRefusedFiles:
             ({"exit": "0-6"}, "layer 6 is out of range"),
             ({"exit": "x"}, "token 'x' at column 1"),
             ({"form": "serial"}, "'form': input should be 'lp' or 'par'"),
-            ({"agreement": [2.0]}, "'agreement.0': input should be less than or equal to 1"),
+            ({"agreement": {"chat": [2.0]}}, "'agreement.chat.0': input should be less than or equal to 1"),
+            ({"projection_rank": 0}, "it holds 1 tensors that the head has no place for: projection.weight"),
+            ({"projection_rank": 2}, "it lacks 2 of the head's tensors: projection.down.weight, projection.up.weight"),
+            ({"kind": "states"}, "'depths': field required"),
+            ({"kind": "other"}, "'kind': input should be 'exit'"),
             ({"extra": 1}, "'extra': extra inputs are not permitted"),
             ({"num_layers": 7}, "it has 7 decoder layers, and this model 6"),
         ],

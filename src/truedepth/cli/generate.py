@@ -58,7 +58,9 @@ def _draft_options(command: Command) -> Command:
     """`--draft`, `--draft-length`, `--draft-vocabulary` and `--head`."""
     folder = click.Path(path_type=Path, file_okay=False)
     for option in (
-        click.option("--head", type=folder, metavar="DIR", help="Draft with the trained exit head in this folder."),
+        click.option(
+            "--head", type=folder, metavar="DIR", help="Draft with the trained head in this folder; needs no --draft."
+        ),
         click.option(
             "--draft-vocabulary",
             type=folder,
@@ -74,7 +76,7 @@ def _draft_options(command: Command) -> Command:
             multiple=True,
             metavar="PLAN",
             help="Speculate: draft with this plan and let the model verify, which changes no text. Several times: "
-            f"choose among these. PLAN is {PLAN_WORDS}.",
+            f"choose among these. PLAN is {PLAN_WORDS}; 'default' drafts with the head that comes with the model.",
         ),
     ):
         command = option(command)
@@ -84,6 +86,7 @@ def _draft_options(command: Command) -> Command:
 @click.command(
     epilog=examples(
         "truedepth generate smollm2-135m --prompt 'Why is the sky blue?'",
+        "truedepth generate smollm2-135m --draft default --prompt 'Why is the sky blue?'",
         "truedepth generate smollm2-135m --plan run --prompt-file question.txt",
         "truedepth generate ./layerskip-checkpoint --draft exit:8 --prompt 'Why is the sky blue?' --stats",
         "truedepth generate smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --prompt Hi --temperature 0.7",
@@ -126,7 +129,8 @@ def command(
 
     With --draft, a shallower plan drafts tokens and the model verifies several at once: the text stays the same.
     """
-    from truedepth.decoding.heads import ExitHead
+    from truedepth.decoding.heads import load_head
+    from truedepth.decoding.packaged import DEFAULT_DRAFT
     from truedepth.decoding.sampling import Sampling
     from truedepth.decoding.vocabulary import DraftVocabulary
     from truedepth.generation import stream
@@ -137,8 +141,8 @@ def command(
     text = _prompt(prompt, prompt_file)
     loaded = load_model(model, **others)
     chosen = _apply(loaded, plan, form, prefill)
-    trained = ExitHead.load(head, loaded.model) if head else None
-    plans = [read_plan(draft, chosen.num_layers) for draft in drafts] or ([trained.exit] if trained else [])
+    trained = load_head(head, loaded.model) if head else None
+    plans = [draft if draft == DEFAULT_DRAFT else read_plan(draft, chosen.num_layers) for draft in drafts]
     pieces = stream(
         loaded,
         text,
@@ -154,10 +158,11 @@ def command(
     )
     interrupted = _show(pieces, silent=as_json)
     if as_json:
-        used = {"plan": chosen.to_dict(), "drafts": [draft.to_dict() for draft in plans]}
+        written = [draft if isinstance(draft, str) else draft.to_dict() for draft in plans]
+        used = {"plan": chosen.to_dict(), "drafts": written, "head": head}
         print_json({**pieces.result.to_dict(), **used})
     else:
-        _summarise(pieces.result, chosen, plans)
+        _summarise(pieces.result, chosen, speculated=bool(plans or head))
         if stats:
             _print_stats(pieces.result)
     if interrupted:
@@ -215,7 +220,7 @@ def _has_colour() -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def _summarise(result: GenerationResult, plan: DepthPlan, drafts: list[DepthPlan]) -> None:
+def _summarise(result: GenerationResult, plan: DepthPlan, *, speculated: bool) -> None:
     """Say on stderr how it went."""
     from truedepth.report.wording import percent
 
@@ -236,7 +241,7 @@ def _summarise(result: GenerationResult, plan: DepthPlan, drafts: list[DepthPlan
             err=True,
             color=colour,
         )
-    elif drafts:
+    elif speculated:
         click.echo("no tokens were drafted", err=True)
 
 

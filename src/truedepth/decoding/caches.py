@@ -1,4 +1,4 @@
-"""Keys and values of a batch of sequences, in memory that is allocated once.
+"""Keys and values, and hidden states, of a batch of sequences, in memory that is allocated once.
 
 Every sequence stands at its own position. A token's entries go to its sequence's row and its own place in it, so
 taking back a token is no work at all: the next token that stands there overwrites it.
@@ -84,3 +84,36 @@ class LentCache:
 
     def read(self, layer: int, rows: slice, span: int) -> tuple[Tensor, Tensor]:
         return self._cache.read(layer, rows, span)
+
+
+class StateTable:
+    """A hidden state for each place of up to `rows` sequences of up to `capacity` tokens; zeros where none was written.
+
+    Memory is allocated at the first writing, as wide as what is written.
+    """
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self._held: Tensor | None = None
+
+    def write(self, states: Tensor, slots: Tensor) -> None:
+        """Put states, (B, T, W), into their slots: row * capacity + place, (B * T,), int64."""
+        if self._held is None:
+            self._held = states.new_zeros(self.rows * self.capacity, states.shape[-1])
+        self._held.index_copy_(0, slots, states.flatten(0, 1))
+
+    def read(self, slots: Tensor) -> Tensor:
+        """The states in some slots: (n,), int64, to (n, W).
+
+        Raises:
+            LookupError: nothing was written yet.
+        """
+        if self._held is None:
+            raise LookupError("no states were written yet")
+        return self._held[slots]
+
+    def move_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` states of one row over another row's."""
+        if self._held is not None:
+            held = self._held.view(self.rows, self.capacity, -1)
+            held[target, :length] = held[source, :length]

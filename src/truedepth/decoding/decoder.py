@@ -6,29 +6,44 @@ import time
 from collections.abc import Iterator
 from collections.abc import Sequence as Many
 from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from truedepth.decoding.caches import KVCache, LentCache
+from truedepth.decoding.batch import MOST_DRAFTED, Batch
+from truedepth.decoding.caches import KVCache
 from truedepth.decoding.capture import STRIDE, CapturedRun, Record
-from truedepth.decoding.choice import Choice, Proposal
-from truedepth.decoding.drafts import Draft
+from truedepth.decoding.choice import Choice
+from truedepth.decoding.drafters import confidences_of, drafter_of
+from truedepth.decoding.drafts import AnyDraft
 from truedepth.decoding.pacing import Pacer, Round
 from truedepth.decoding.result import Step
 from truedepth.decoding.sequences import Clock, Sequence
-from truedepth.decoding.shadow import Shadow
-from truedepth.decoding.trunk import CacheOf, Place, RunStages, Trunk
-from truedepth.plan import DepthPlan, Stage
-
-MOST_DRAFTED = 32
-"""No round drafts more tokens than this."""
+from truedepth.decoding.shadow import shadow_depths, tell_shadow
+from truedepth.decoding.target_states import TargetStates
+from truedepth.decoding.trunk import Place, Trunk
+from truedepth.plan import DepthPlan
 
 PROMPT_CHUNK = 512
 """Prompt tokens of a sequence that are read at once."""
 
 Update = tuple[Sequence, int]
 """A sequence, and how many tokens a step has added to it."""
+
+
+class Observer(Protocol):
+    """Is shown hidden states of the target, such as one that a training reads.
+
+    Attributes:
+        depths: numbers of the target's stages after which it wants to see them.
+    """
+
+    depths: frozenset[int]
+
+    def see(self, sequences: Many[Sequence], states: TargetStates, place: Place) -> None:
+        """Look at the states of tokens of some sequences, which the target has run over."""
+        ...
 
 
 class Decoder:
@@ -41,28 +56,39 @@ class Decoder:
         sequences: of any lengths.
         choice: how tokens are chosen from logits.
         record: how steps are captured; None: they are not.
+        observers: who is shown the target's states.
     """
 
     def __init__(
         self,
         trunk: Trunk,
         target: DepthPlan,
-        drafts: Many[Draft],
+        drafts: Many[AnyDraft],
         pacer: Pacer,
         sequences: Many[Sequence],
         choice: Choice,
         record: Record | None = None,
+        observers: Many[Observer] = (),
     ) -> None:
         self.trunk, self.target, self.drafts, self.pacer, self.choice = trunk, target, drafts, pacer, choice
         self.active = sorted(sequences, key=lambda sequence: len(sequence.tokens))
         self.clock = Clock()
         longest = max(len(sequence.tokens) + sequence.room for sequence in sequences)
-        rows, self.capacity = len(sequences), longest + MOST_DRAFTED + 1
-        self._run: RunStages = trunk.run if record is None else CapturedRun(trunk.run, record)
-        self._stride = None if record is None else STRIDE
-        self._cache = KVCache(rows, self.capacity)
-        self._draft_caches = [KVCache(rows, self.capacity) for _ in drafts]
-        self._filled: list[dict[int, int]] = [{} for _ in drafts]  # by sequence: where the draft's own entries end
+        rows, capacity = len(sequences), longest + MOST_DRAFTED + 1
+        self._batch = Batch(
+            trunk=trunk,
+            target=target,
+            choice=choice,
+            pacer=pacer,
+            active=self.active,
+            cache=KVCache(rows, capacity),
+            capacity=capacity,
+            run=trunk.run if record is None else CapturedRun(trunk.run, record),
+            stride=None if record is None else STRIDE,
+        )
+        self._drafters = [drafter_of(draft, self._batch, KVCache(rows, capacity)) for draft in drafts]
+        self._observers: list[Observer] = [*self._drafters, *observers]
+        self._depths = frozenset[int]().union(*(observer.depths for observer in self._observers))
 
     def steps(self) -> Iterator[list[Update]]:
         """Run step by step: after each, the sequences that were active in it and what it added to them.
@@ -90,67 +116,49 @@ class Decoder:
     def _prefill(self) -> list[Update]:
         last: list[Tensor] = []
         for _, group in groupby(self.active, key=lambda sequence: len(sequence.tokens)):
-            last.append(self._read([sequence.tokens for sequence in group], sum(map(len, last))))
+            last.append(self._read(list(group), sum(map(len, last))))
         if self.target.prefill == "full":
-            self._cache.keep_only(self.target.layers_used)
+            self._batch.cache.keep_only(self.target.layers_used)
         logits = self.trunk.logits(torch.cat(last))  # (B, 1, V)
         chosen = self.choice.choose(logits, self.active)  # (B, 1)
         self.clock.prefill = self.clock.elapsed()
         return self._extend(chosen, [0] * len(self.active), logits)
 
-    def _read(self, prompts: Many[Many[int]], first_row: int) -> Tensor:
+    def _read(self, sequences: Many[Sequence], first_row: int) -> Tensor:
         """Run the plan, or every layer where it says so, over prompts of one length; returns (B, 1, D)."""
-        ids = torch.tensor(prompts, device=self.trunk.device)  # (B, T)
+        ids = torch.tensor([sequence.tokens for sequence in sequences], device=self.trunk.device)  # (B, T)
         full = DepthPlan.full(self.target.num_layers)
         stages = full.stages if self.target.prefill == "full" else self.target.stages
         hidden = torch.empty(0)
         for start in range(0, ids.shape[1], PROMPT_CHUNK):
             part = ids[:, start : start + PROMPT_CHUNK]
-            place = self.trunk.place([start] * len(part), part.shape[1], self.capacity, first_row)
+            place = self.trunk.place([start] * len(part), part.shape[1], self._batch.capacity, first_row)
             embedded = self.trunk.embed(part)  # (B, T, D)
-            hidden = self.trunk.run(stages, self.target.form, embedded, place, self._target_cache)
-            for index, draft in enumerate(self.drafts):
-                if draft.kept:
-                    self._fill(index, embedded, place)
+            states = TargetStates(self._depths)
+            hidden = self._batch.run_target(stages, embedded, place, self._batch.target_cache, states)
+            self._show(sequences, states, place)
+            for drafter in self._drafters:
+                drafter.read(embedded, place)
         return hidden[:, -1:]
 
-    def _fill(self, index: int, embedded: Tensor, place: Place) -> None:
-        """Give a draft its own entries of verified tokens, (B, T, D).
+    def _wanted_states(self) -> TargetStates:
+        """To be kept in the next step."""
+        return TargetStates(self._depths | (shadow_depths(self.drafts) if self.pacer.wants_shadow else frozenset()))
 
-        It looks at the target's entries, but must not change them: in a prompt they may be those of another plan.
-        """
-        draft, cache_of = self.drafts[index], self._cache_of(index, self._cache.lend())
-        prefix = self.trunk.run(draft.shared, draft.form, embedded, place, cache_of)
-        self.trunk.run(draft.alone, draft.form, prefix, place, cache_of)
+    def _show(self, sequences: Many[Sequence], states: TargetStates, place: Place) -> None:
+        for observer in self._observers:
+            observer.see(sequences, states, place)
 
-    def _catch_up(self, index: int) -> None:
-        """Give a draft its own entries of the tokens that came without it: by plain steps or another draft."""
-        filled = self._filled[index]
-        for row, sequence in enumerate(self.active):
-            begin = filled.get(sequence.index, len(sequence.request.prompt_ids))
-            if begin < sequence.start:
-                ids = torch.tensor([sequence.tokens[begin:-1]], device=self.trunk.device)  # (1, T)
-                place = self.trunk.place([begin], ids.shape[1], self.capacity, row)
-                self._fill(index, self.trunk.embed(ids), place)
-
-    def _target_cache(self, layer: int) -> KVCache:
-        return self._cache
-
-    def _cache_of(self, draft: int, targets: KVCache | LentCache) -> CacheOf:
-        """Where the layers of a draft keep their entries: their own, or the target's."""
-        kept, own = self.drafts[draft].kept, self._draft_caches[draft]
-        return lambda layer: own if layer in kept else targets
-
-    def _place(self, ahead: int, tokens: int) -> Place:
-        """Where `tokens` tokens of each sequence stand, the first of them `ahead` after its last."""
-        starts = [sequence.start + ahead for sequence in self.active]
-        return self.trunk.place(starts, tokens, self.capacity, stride=self._stride)
+    def _tell(self, states: TargetStates, tokens: Tensor, accepted: Many[int]) -> tuple[tuple[int, int], ...]:
+        """`Round.shadow` of a step that came to `tokens`."""
+        return tell_shadow(self.drafts if self.pacer.wants_shadow else (), states, tokens, accepted)
 
     def _plain(self) -> list[Update]:
         begun = time.perf_counter()
-        shadow = Shadow(self.drafts if self.pacer.wants_shadow else ())
-        hidden = self.trunk.embed(self._last_tokens())  # (B, 1, D)
-        hidden = self._run_target(self.target.stages, hidden, self._place(0, 1), self._target_cache, shadow)
+        states, place = self._wanted_states(), self._batch.place(0, 1)
+        hidden = self.trunk.embed(self._batch.last_tokens())  # (B, 1, D)
+        hidden = self._batch.run_target(self.target.stages, hidden, place, self._batch.target_cache, states)
+        self._show(self.active, states, place)
         logits = self.trunk.logits(hidden)  # (B, 1, V)
         chosen = self.choice.choose(logits, self.active)  # (B, 1)
         seconds = time.perf_counter() - begun
@@ -158,82 +166,43 @@ class Decoder:
         none = [0] * len(self.active)
         for sequence in self.active:
             sequence.steps.append(Step(0, 0))
-        self.pacer.note(Round(None, 0, tuple(none), (), 0.0, seconds, shadow.tell(chosen, none)))
+        self.pacer.note(Round(None, 0, tuple(none), (), 0.0, seconds, self._tell(states, chosen, none)))
         return self._extend(chosen, none, logits)
 
     def _speculate(self, index: int, most: int) -> list[Update]:
-        draft = self.drafts[index]
-        if draft.kept:
-            self._catch_up(index)
+        drafter = self._drafters[index]
+        drafter.catch_up()
         begun = time.perf_counter()
-        shadow = Shadow(self.drafts if self.pacer.wants_shadow else ())
-        hidden, proposals = self._draft(draft, self._cache_of(index, self._cache), most, shadow)  # (B, d + 1, D)
+        states = self._wanted_states()
+        hidden, proposals = drafter.draft(most, states)  # (B, d + 1, D)
         drafted = torch.cat([proposal.ids for proposal in proposals], 1)  # (B, d)
         verified_from = time.perf_counter()
-        place = self._place(0, hidden.shape[1])
-        hidden = self._run_target(draft.rest, hidden, place, self._target_cache, shadow, len(draft.shared))
+        place = self._batch.place(0, hidden.shape[1])
+        stages, first = drafter.verified_by
+        hidden = self._batch.run_target(stages, hidden, place, self._batch.target_cache, states, first)
+        self._show(self.active, states, place)
         logits = self.trunk.logits(hidden)  # (B, d + 1, V)
         taken, following = self.choice.accept(logits, proposals, self.active)
         counts: list[int] = taken.tolist()
         ended = time.perf_counter()
         self.clock.draft += verified_from - begun
         self.clock.verify += ended - verified_from
+        drafter.note(counts)
         for sequence, count in zip(self.active, counts, strict=True):
             sequence.steps.append(Step(drafted.shape[1], count))
-            self._filled[index][sequence.index] = sequence.start + count + 1
         tokens = torch.cat([drafted, drafted[:, :1]], 1).scatter_(1, taken[:, None], following[:, None])
         self.pacer.note(
             Round(
                 index,
                 drafted.shape[1],
                 tuple(counts),
-                _by_sequence(proposals),
+                confidences_of(proposals),
                 verified_from - begun,
                 ended - verified_from,
-                shadow.tell(tokens, counts),
+                self._tell(states, tokens, counts),
             )
         )
         return self._extend(tokens, counts, logits)
-
-    def _draft(self, draft: Draft, cache_of: CacheOf, most: int, shadow: Shadow) -> tuple[Tensor, list[Proposal]]:
-        """Propose up to `most` tokens a sequence, and run the shared prefix over the last of them too.
-
-        Returns:
-            What came out of the shared prefix for each token that went in, (B, d + 1, D), and the tokens proposed.
-        """
-        states: list[Tensor] = []
-        proposals: list[Proposal] = []
-        ids = self._last_tokens()
-        while True:
-            place = self._place(len(proposals), 1)
-            hidden = self._run_target(draft.shared, self.trunk.embed(ids), place, cache_of, shadow)  # (B, 1, D)
-            states.append(hidden)
-            confidences = _by_sequence(proposals)
-            last = len(proposals) == most or (proposals and not self.pacer.goes_on(len(proposals), confidences))
-            if not last or draft.kept:  # what the draft keeps must be whole, even if all its tokens are taken
-                hidden = self._run(draft.alone, draft.form, hidden, place, cache_of)
-            if last:
-                return torch.cat(states, 1), proposals
-            logits = draft.head.logits(hidden)  # (B, 1, V')
-            wanted = self.pacer.wants_confidence
-            proposal = self.choice.propose(
-                logits, draft.head.vocabulary, self.active, proposals, with_confidence=wanted
-            )
-            proposals.append(proposal)
-            ids = proposal.ids
-
-    def _run_target(
-        self, stages: Many[Stage], hidden: Tensor, place: Place, cache_of: CacheOf, shadow: Shadow, first: int = 0
-    ) -> Tensor:
-        """Run stages of the target from its stage `first` on, showing states to the shadow: (B, T, D) to (B, T, D)."""
-        for part, depth in shadow.cut(stages, first):
-            hidden = self._run(part, self.target.form, hidden, place, cache_of)
-            shadow.keep(depth, hidden)
-        return hidden
-
-    def _last_tokens(self) -> Tensor:
-        """(B, 1)"""
-        return torch.tensor([sequence.tokens[-1:] for sequence in self.active], device=self.trunk.device)
 
     def _extend(self, tokens: Tensor, accepted: Many[int], logits: Tensor) -> list[Update]:
         """Give each sequence its accepted tokens and the target's after them.
@@ -266,11 +235,7 @@ class Decoder:
             last = self.active.pop()
             if row < len(self.active):
                 self.active[row] = last
-                for cache in (self._cache, *self._draft_caches):
-                    cache.move_row(len(self.active), row, last.start)
+                self._batch.cache.move_row(len(self.active), row, last.start)
+                for drafter in self._drafters:
+                    drafter.move_row(len(self.active), row, last.start)
         return bool(self.active)
-
-
-def _by_sequence(proposals: Many[Proposal]) -> tuple[tuple[float, ...], ...]:
-    """Confidences by sequence and place; empty where none were asked for."""
-    return tuple(zip(*(proposal.confidences for proposal in proposals), strict=True))

@@ -60,6 +60,15 @@ def read_draft_files(folder: Path, stem: str, schema: type[CardT]) -> tuple[Card
     return _read_card(folder / f"{stem}.json", schema), _read_tensors(folder / f"{stem}.safetensors")
 
 
+def read_kind(folder: Path, stem: str) -> str | None:
+    """A card's field `kind`; None where it cannot be read, which `read_draft_files` explains."""
+    try:
+        fields: Any = json.loads((folder / f"{stem}.json").read_bytes())
+        return str(fields["kind"])
+    except (OSError, ValueError, RecursionError, LookupError, TypeError):
+        return None
+
+
 def _read_card(path: Path, schema: type[CardT]) -> CardT:
     try:
         text = path.read_text(encoding="utf-8")

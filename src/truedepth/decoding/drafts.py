@@ -1,4 +1,4 @@
-"""A draft plan held against the target plan: what the two share, and what each runs alone."""
+"""Drafts held against the target: a plan, of which the two share a part, or a head that reads the target's states."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from truedepth.decoding.heads import DraftHead, head_for
+from truedepth.decoding.states_head import StatesHead
 from truedepth.decoding.trunk import Trunk
 from truedepth.decoding.vocabulary import DraftVocabulary
 from truedepth.errors import PlanError
@@ -14,7 +15,7 @@ from truedepth.plan import DepthPlan, Form, Stage
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """How tokens are drafted and verified.
+    """How tokens are drafted by a plan, and verified.
 
     The *shared prefix* runs once a token: its hidden states and cache entries serve drafting and verification alike
     (LayerSkip, arXiv 2404.16710, section 4.3). Of the layers that both run later, the draft reads the target's
@@ -80,6 +81,36 @@ class Draft:
         targets = _with_entries(target.stages) if share else frozenset()
         kept = _with_entries(alone) - targets
         return cls(plan, plan.stages[:common], alone, target.stages[common:], kept, head)
+
+
+@dataclass(frozen=True, eq=False)
+class StatesDraft:
+    """How tokens are drafted by a head that reads the target's states of the tokens verified.
+
+    Drafting runs nothing of the target, and verification runs all of it.
+
+    Attributes:
+        head: the states head.
+        stages: its decoder layers, on entries of the draft's own.
+    """
+
+    head: StatesHead
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, head: StatesHead, target: DepthPlan, trunk: Trunk) -> StatesDraft:
+        """Prepare a draft for a target.
+
+        Raises:
+            DraftError: the head does not fit the model or the target.
+        """
+        head.prepare(trunk)
+        head.require_target(target)
+        return cls(head, trunk.adopt(head.layers))
+
+
+AnyDraft = Draft | StatesDraft
+"""What can propose tokens."""
 
 
 def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:

@@ -12,16 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from truedepth.decoding.adaptive import Adaptive
 from truedepth.decoding.capture import record_cuda_graph
 from truedepth.decoding.choice import Choice
-from truedepth.decoding.decoder import Decoder, Update
-from truedepth.decoding.drafts import Draft
-from truedepth.decoding.heads import DraftHead
+from truedepth.decoding.decoder import Decoder, Observer, Update
+from truedepth.decoding.drafts import AnyDraft, Draft, StatesDraft
+from truedepth.decoding.exit_head import ExitHead
+from truedepth.decoding.heads import DraftHead, load_head, refuse_both
 from truedepth.decoding.layouts import can_lay_out
 from truedepth.decoding.pacing import Never, Pacer
+from truedepth.decoding.packaged import DEFAULT_DRAFT, packaged_head
 from truedepth.decoding.packing import Packing
 from truedepth.decoding.request import Request
 from truedepth.decoding.result import GenerationResult
 from truedepth.decoding.sampling import Chooser
 from truedepth.decoding.sequences import Sequence
+from truedepth.decoding.states_head import StatesHead
 from truedepth.decoding.text import TextWriter
 from truedepth.decoding.trunk import Trunk
 from truedepth.decoding.vocabulary import DraftVocabulary, end_ids_of
@@ -68,8 +71,8 @@ class Engine:
         packing = Packing(core, family) if packs else None
         self.trunk = Trunk(core, packing)
         self._release = _release_when_dropped(self, packing)
-        self._drafts: dict[Hashable, Draft] = {}
-        self._pacers: dict[tuple[Draft, ...], Pacer] = {}
+        self._drafts: dict[Hashable, AnyDraft] = {}
+        self._pacers: dict[tuple[AnyDraft, ...], Pacer] = {}
 
     def draft(
         self,
@@ -79,21 +82,51 @@ class Engine:
         vocabulary: DraftVocabulary | None = None,
         share: bool = True,
     ) -> Draft:
-        """Prepare a draft, once for the same arguments; see `Draft.of`."""
+        """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
         if plan.groups:
             self.trunk.family.require(plan.form)
         key = (plan, head, vocabulary, share)
-        if key not in self._drafts:
-            self._drafts[key] = Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
-        return self._drafts[key]
+        found = self._drafts.get(key)
+        if not isinstance(found, Draft):
+            found = Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+            self._drafts[key] = found
+        return found
+
+    def draft_of(self, head: ExitHead | StatesHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
+        """Prepare the draft of a trained head, once: an exit head's plan, or a states head by itself.
+
+        Raises:
+            DraftError: the head does not fit the model or the target.
+            UsageError: there is a draft vocabulary besides.
+        """
+        refuse_both(vocabulary)
+        if isinstance(head, ExitHead):
+            return self.draft(head.exit, head=head)
+        if head not in self._drafts:
+            self._drafts[head] = StatesDraft.of(head, self.target, self.trunk)
+        return self._drafts[head]
+
+    def default_draft(self, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
+        """Prepare the draft of the head that comes with the model, once.
+
+        Raises:
+            UsageError: no head comes with it, or there is a draft vocabulary besides.
+            DraftError: the model is not the one of that name.
+        """
+        refuse_both(vocabulary)
+        if DEFAULT_DRAFT not in self._drafts:
+            head = load_head(packaged_head(str(self.model.name_or_path)), self.model)
+            self._drafts[DEFAULT_DRAFT] = self.draft_of(head)
+        return self._drafts[DEFAULT_DRAFT]
 
     def generate(
         self,
         requests: Many[Request],
         *,
-        drafts: Many[Draft] = (),
+        drafts: Many[AnyDraft] = (),
         pacer: Pacer | None = None,
         choosers: Many[Chooser] | None = None,
+        observers: Many[Observer] = (),
     ) -> list[GenerationResult]:
         """Write all of `requests` as one batch.
 
@@ -101,6 +134,7 @@ class Engine:
             drafts: what to speculate with; none: plain decoding.
             pacer: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
             choosers: one for each request, in place of what its sampling says.
+            observers: who is shown the target's hidden states.
 
         Returns:
             A result for each request, in their order.
@@ -110,7 +144,7 @@ class Engine:
             DecodingError: logits that are not numbers.
         """
         sequences = self.sequences(requests)
-        for _ in self.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers):
+        for _ in self.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers, observers=observers):
             pass
         return [sequence.result() for sequence in sequences]
 
@@ -118,9 +152,10 @@ class Engine:
         self,
         sequences: Many[Sequence],
         *,
-        drafts: Many[Draft] = (),
+        drafts: Many[AnyDraft] = (),
         pacer: Pacer | None = None,
         choosers: Many[Chooser] | None = None,
+        observers: Many[Observer] = (),
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
         choosers = choosers or [Chooser.of(sequence.request.sampling) for sequence in sequences]
@@ -128,9 +163,9 @@ class Engine:
             pacer = self._pacer(tuple(drafts))
         choice = Choice(choosers, self.trunk.vocabulary_size)
         record = record_cuda_graph if self.trunk.device.type == "cuda" else None
-        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record).steps()
+        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record, observers).steps()
 
-    def _pacer(self, drafts: tuple[Draft, ...]) -> Pacer:
+    def _pacer(self, drafts: tuple[AnyDraft, ...]) -> Pacer:
         """One for each choice of drafts, which goes on learning from call to call."""
         if drafts not in self._pacers:
             self._pacers[drafts] = Adaptive(len(drafts)) if drafts else Never()

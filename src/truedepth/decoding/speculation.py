@@ -6,18 +6,21 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
 
-from truedepth.decoding.decoder import MOST_DRAFTED
-from truedepth.decoding.drafts import Draft
+from truedepth.decoding.batch import MOST_DRAFTED
+from truedepth.decoding.drafts import AnyDraft
 from truedepth.decoding.engine import Engine
-from truedepth.decoding.heads import DraftHead, ExitHead
+from truedepth.decoding.exit_head import ExitHead
+from truedepth.decoding.heads import DraftHead
 from truedepth.decoding.pacing import FixedLength, Pacer
+from truedepth.decoding.packaged import DEFAULT_DRAFT
+from truedepth.decoding.states_head import StatesHead
 from truedepth.decoding.vocabulary import VOCABULARY_FILES, DraftVocabulary
 from truedepth.errors import UsageError
 from truedepth.plan import DepthPlan
 from truedepth.plan_text import read_plan
 
-DraftLike = str | DepthPlan | Draft
-"""A draft as `read_plan` reads it, its plan, or one that `Engine.draft` prepared."""
+DraftLike = str | DepthPlan | AnyDraft
+"""A draft as `read_plan` reads it, its plan, `default` for the head that comes with the model, or a prepared one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,10 @@ class Speculation:
     """What drafts, and how much.
 
     Attributes:
-        draft: one draft, or several to choose from at each step; None: the plan that the exit head was trained for,
-            and plain decoding where there is no head.
+        draft: one draft, or several to choose from at each step; None: what the trained head drafts with, and plain
+            decoding where there is no head.
         draft_length: tokens drafted each time; None: what pays, by what is seen.
-        head: a trained exit head; None: the model's own norm and head.
+        head: a trained head; None: the model's own norm and head.
         vocabulary: the tokens that may be drafted; None: all, or those of the vocabulary in the folder that is given as
             the draft.
 
@@ -42,7 +45,7 @@ class Speculation:
     vocabulary: DraftVocabulary | None = None
 
     def __post_init__(self) -> None:
-        given = {"a draft length": self.draft_length, "an exit head": self.head, "a draft vocabulary": self.vocabulary}
+        given = {"a draft length": self.draft_length, "a head": self.head, "a draft vocabulary": self.vocabulary}
         for what, value in given.items():
             if value is not None and not self._drafts:
                 raise UsageError(f"{what} is given, but no draft; give a draft such as exit:8 too")
@@ -50,26 +53,34 @@ class Speculation:
             raise UsageError(f"the draft length is {self.draft_length}; it must be 1 to {MOST_DRAFTED}")
         if self.draft_length is not None and len(self._drafts) > 1:
             raise UsageError("a draft length is given with several drafts; give one draft, or leave out the length")
+        if self.head is not None and DEFAULT_DRAFT in self._drafts:
+            raise UsageError(f"a head is given, but the draft '{DEFAULT_DRAFT}' has its own; give one of them")
 
     @property
-    def _drafts(self) -> tuple[DraftLike, ...]:
+    def _drafts(self) -> tuple[DraftLike | None, ...]:
+        """None stands for what the head drafts with."""
         if self.draft is None:
-            return (self.head.exit,) if isinstance(self.head, ExitHead) else ()
+            return (None,) if isinstance(self.head, ExitHead | StatesHead) else ()
         return (self.draft,) if isinstance(self.draft, DraftLike) else tuple(self.draft)
 
-    def prepare(self, engine: Engine) -> tuple[tuple[Draft, ...], Pacer | None]:
+    def prepare(self, engine: Engine) -> tuple[tuple[AnyDraft, ...], Pacer | None]:
         """The drafts, ready for an engine, and what paces them; None: the engine's own pacer for them.
 
         Raises:
             PlanError, MethodError, DraftError: a draft that cannot be read, or does not fit the model.
+            UsageError: no head comes with the model, or a head and a vocabulary are given.
         """
         drafts = tuple(self._prepare(draft, engine) for draft in self._drafts)
         return drafts, None if self.draft_length is None else FixedLength(self.draft_length)
 
-    def _prepare(self, draft: DraftLike, engine: Engine) -> Draft:
-        if isinstance(draft, Draft):
+    def _prepare(self, draft: DraftLike | None, engine: Engine) -> AnyDraft:
+        if isinstance(draft, AnyDraft):
             return draft
-        plan = read_plan(draft, engine.target.num_layers) if isinstance(draft, str) else draft
+        if draft is None and isinstance(self.head, ExitHead | StatesHead):
+            return engine.draft_of(self.head, self.vocabulary)
+        if draft == DEFAULT_DRAFT:
+            return engine.default_draft(self.vocabulary)
+        plan = draft if isinstance(draft, DepthPlan) else read_plan(draft, engine.target.num_layers)
         vocabulary = self.vocabulary
         if vocabulary is None and self.head is None and isinstance(draft, str):
             vocabulary = _vocabulary_beside(draft, engine)

@@ -184,6 +184,22 @@ class Trunk:
             rotary=self._rotary_embeddings(positions),
         )
 
+    def place_at(self, positions: Tensor, mask_of: Callable[[int | None], Tensor]) -> Place:
+        """A place in no preallocated cache, of any positions and masks, for caches that need neither row nor slot.
+
+        Args:
+            positions: (B, T), int64.
+            mask_of: makes the mask of a sliding window; see `Place`.
+        """
+        return Place(
+            rows=slice(0, len(positions)),
+            positions=positions,
+            slots=positions.new_empty(0),
+            span=0,
+            masks={window: mask_of(window) for window in set(self._windows)},
+            rotary=self._rotary_embeddings(positions),
+        )
+
     def _rotary_embeddings(self, positions: Tensor) -> dict[str, Any]:
         like = self._embedding.weight.new_empty(0)  # it gives dtype and device
         if self.family.rotary_by_attention_type:

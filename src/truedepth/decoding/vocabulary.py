@@ -168,12 +168,8 @@ def build_vocabulary(
         UsageError: a size that is not between the number of special tokens and V.
         TextError: the text has no tokens.
     """
-    special = sorted({token for token in (*end_ids, *tokenizer.all_special_ids) if 0 <= token < vocabulary_size})
-    if not max(1, len(special)) <= size <= vocabulary_size:
-        raise UsageError(
-            f"the size of the draft vocabulary is {size}; it must be at least {max(1, len(special))} (the special "
-            f"tokens) and at most {vocabulary_size} (the model's vocabulary)"
-        )
+    special = {token for token in (*end_ids, *tokenizer.all_special_ids) if 0 <= token < vocabulary_size}
+    check_size(size, special, vocabulary_size)
     counts = torch.zeros(vocabulary_size, dtype=torch.int64)
     for text in texts:
         for start in range(0, len(text), _PIECE):
@@ -181,11 +177,36 @@ def build_vocabulary(
             ids: list[int] = tokenizer(piece, add_special_tokens=False, verbose=False).input_ids
             found = torch.bincount(torch.tensor(ids, dtype=torch.int64), minlength=vocabulary_size)
             counts += found[:vocabulary_size]  # a tokenizer may know tokens that the model does not
+    return most_frequent(counts, size, special, source)
+
+
+def check_size(size: int, special: Collection[int], vocabulary_size: int) -> None:
+    """Refuse a size that a draft vocabulary cannot have.
+
+    Raises:
+        UsageError: it is not between the number of special tokens and V.
+    """
+    if not max(1, len(special)) <= size <= vocabulary_size:
+        raise UsageError(
+            f"the size of the draft vocabulary is {size}; it must be at least {max(1, len(special))} (the special "
+            f"tokens) and at most {vocabulary_size} (the model's vocabulary)"
+        )
+
+
+def most_frequent(counts: Tensor, size: int, special: Collection[int], source: str = "") -> DraftVocabulary:
+    """The most frequent tokens by their counts, (V,), int64; see `build_vocabulary`.
+
+    Args:
+        special: tokens that are always among them.
+
+    Raises:
+        TextError: nothing was counted.
+    """
     total = int(counts.sum())
     if total == 0:
         raise TextError(f"{source or 'the text'} has no tokens to count; give some text")
     rank = counts.clone()
-    rank[special] += total  # ahead of all others
+    rank[sorted(special)] += total  # ahead of all others
     taken = rank.argsort(descending=True, stable=True)[:size].sort().values
     ids_by_count = taken[counts[taken].argsort(descending=True, stable=True)]
     return DraftVocabulary(ids_by_count, source, int(counts[taken].sum()) / total)
