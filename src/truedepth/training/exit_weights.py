@@ -41,4 +41,5 @@ def exit_weights(scales: list[float], enabled: list[bool]) -> dict[int, float]:
     """ẽ(t, l) by layer, ascending, of the exits where it is positive. They sum to 1."""
     counted = {layer: scale for layer, (scale, on) in enumerate(zip(scales, enabled, strict=True)) if on and scale > 0}
     total = sum(counted.values())
-    return {layer: scale / total for layer, scale in counted.items()}
+    shares = {layer: scale / total for layer, scale in counted.items()}
+    return {layer: share for layer, share in shares.items() if share > 0}  # a tiny e_scale may round to none
