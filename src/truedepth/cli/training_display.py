@@ -15,7 +15,7 @@ from rich.text import Text
 
 from truedepth.progress import terminal
 from truedepth.report.wording import duration, number, percent
-from truedepth.training.figures import exit_name, exit_of
+from truedepth.training.figures import exit_name, exit_of, place_name, place_of
 
 if TYPE_CHECKING:
     from truedepth.training.pace import Snapshot
@@ -58,11 +58,15 @@ class TrainingDisplay:
 
 
 def render(snapshot: Snapshot) -> Group:
-    """A bar with the pace, a table of exits, and the other figures in a line."""
+    """A bar with the pace, a table of exits or drafted places, and the other figures in a line."""
     bar = Table.grid(padding=(0, 1))
     progress = ProgressBar(total=max(snapshot.total_steps, 1), completed=snapshot.step, width=30)
     bar.add_row(f"step {snapshot.step:,} of {snapshot.total_steps:,}", progress, _pace(snapshot))
-    others = {name: value for name, value in snapshot.figures.items() if name not in _LESS and exit_of(name) is None}
+    others = {
+        name: value
+        for name, value in snapshot.figures.items()
+        if name not in _LESS and exit_of(name) is None and place_of(name) is None
+    }
     parts: list[Table | Text] = [bar]
     if any(name in snapshot.figures for name in ("loss", "eval_loss")):
         parts.append(_table(snapshot))
@@ -90,9 +94,14 @@ def _pace(snapshot: Snapshot) -> str:
 
 
 def _table(snapshot: Snapshot) -> Table:
-    """A row for the loss that is trained on, and one for each exit; held-out figures beside those of the training."""
+    """A row for the loss that is trained on, and for each exit or drafted place; held-out figures beside the others."""
     exits = sorted({found[1] for name in snapshot.figures if (found := exit_of(name))})
-    names = [("training", "loss", ""), *((f"exit {layers}", *_names(layers)) for layers in exits)]
+    places = sorted({found[1] for name in snapshot.figures if (found := place_of(name))})
+    names = [
+        ("training", "loss", ""),
+        *((f"exit {layers}", exit_name("loss", layers), exit_name("agreement", layers)) for layers in exits),
+        *((f"drafted token {place}", place_name("loss", place), place_name("agreement", place)) for place in places),
+    ]
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     columns = (("loss", "", 1), ("held-out loss", "eval_", 1), ("agreement", "", 2), ("held-out", "eval_", 2))
@@ -107,10 +116,6 @@ def _table(snapshot: Snapshot) -> Table:
         cells = (_cell(snapshot, f"{prefix}{row[place]}") for _, prefix, place in shown)
         table.add_row(row[0], *cells)
     return table
-
-
-def _names(layers: int) -> tuple[str, str]:
-    return exit_name("loss", layers), exit_name("agreement", layers)
 
 
 def _cell(snapshot: Snapshot, name: str) -> str:

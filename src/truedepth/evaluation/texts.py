@@ -155,7 +155,7 @@ def _split(documents: list[str], seed: int) -> list[list[str]]:
 
 def _windows(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], count: int) -> Tensor:
     """Up to `count` windows, taking one from each document in turn so that few tokens cover many documents."""
-    start = _special_start(tokenizer)
+    start = special_start(tokenizer)
     step = WINDOW - len(start)
     streams = [_cut(tokenizer, document, step, count) for document in documents]
     rows = [start + row for turn in zip_longest(*streams) for row in turn if row is not None]
@@ -169,7 +169,7 @@ def _cut(tokenizer: PreTrainedTokenizerBase, document: str, step: int, count: in
         yield ids[begin : begin + step]
 
 
-def _special_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def special_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token, for tokenizers that put one there (Llama 2, Gemma)."""
     ids = tokenizer("a").input_ids
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []

@@ -29,6 +29,10 @@ KINDS: dict[str, Entry] = {
         "truedepth.training.recovery_recipe",
         "Train a model under a plan, until it works well with layers skipped, paired or merged.",
     ),
+    "exit-head": Entry(
+        "truedepth.training.exit_head",
+        "Train a small head with which a model drafts for itself; the model stays as it is.",
+    ),
 }
 
 

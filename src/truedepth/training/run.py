@@ -29,7 +29,7 @@ from truedepth.training.data import DataSource
 from truedepth.training.figures import FIGURES_FILE, read_figures
 from truedepth.training.new_model import load_or_make
 from truedepth.training.pace import Snapshot
-from truedepth.training.recipe import TrainingRecipe
+from truedepth.training.recipe import Data, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
 from truedepth.training.tokenized import tokenize
 from truedepth.training.tokens import Tokens
@@ -49,15 +49,15 @@ class Training(Generic[RecipeT]):
     Attributes:
         folder: where everything is written.
         loaded: the model, on the CPU, and its tokenizer.
-        rows, held_out: the text.
+        rows, held_out: the text; None where the recipe's data is not `Data`.
         options: what a `DepthTrainer` takes besides its model. A kind that trains on something else replaces
-            `train_dataset` and `eval_dataset`, and gives a `data_collator`.
+            `train_dataset` and `eval_dataset` by rows with a `record`, and gives a `data_collator`.
     """
 
     recipe: RecipeT
     folder: Path
     loaded: LoadedModel
-    rows: Tokens
+    rows: Tokens | None
     held_out: Tokens | None
     options: dict[str, Any]
     progress: Progress
@@ -182,21 +182,20 @@ def _training(
     progress: Progress,
     on_snapshot: Callable[[Snapshot], None],
 ) -> Training[RecipeT]:
+    data = recipe.data
     with progress("Loading the model", 1) as advance:
-        loaded = load_or_make(recipe.model, recipe.data.train, recipe.seed)
+        loaded = load_or_make(recipe.model, data.train if isinstance(data, Data) else (), recipe.seed)
         advance()
 
     def rows_of(sources: tuple[DataSource, ...]) -> Tokens | None:
         if not sources:
             return None
-        data = recipe.data
         with arguments.main_process_first(local=False):  # the others find the tokens in the cache
             items = tokenize(sources, loaded.tokenizer, data.learn, progress=progress)
         pad_id = loaded.tokenizer.pad_token_id
         return Tokens(items, data.length, packed=data.packed, too_long=data.too_long, pad_id=pad_id or 0)
 
-    rows, held_out = rows_of(recipe.data.train), rows_of(recipe.data.held_out)
-    assert rows is not None  # a recipe has at least one source
+    rows, held_out = (rows_of(data.train), rows_of(data.held_out)) if isinstance(data, Data) else (None, None)
     options = {
         "args": arguments,
         "train_dataset": rows,
@@ -246,8 +245,14 @@ def _results(
         ranks=trainer.args.world_size,
         trained_parameters=trainer.trained_parameters,
         steps=trainer.state.global_step,
-        train=RowsRecord.of(training.rows),
-        held_out=RowsRecord.of(training.held_out) if training.held_out is not None else None,
+        train=_record(trainer.train_dataset),
+        held_out=None if trainer.eval_dataset is None else _record(trainer.eval_dataset),
         history=[FiguresRecord.of(figures) for figures in history],
         product=product,
     )
+
+
+def _record(rows: Any) -> RowsRecord:
+    """What is said of rows in the results."""
+    record: RowsRecord = RowsRecord.of(rows) if isinstance(rows, Tokens) else rows.record
+    return record

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def training_table(results: TrainingResults) -> RenderableType:
-    """The outcome: its headline, and each exit's figures before and after, readable at 80 columns."""
+    """The outcome: its headline, and figures of exits or drafted places before and after, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for title in ("loss", "agreement"):
@@ -24,5 +24,5 @@ def training_table(results: TrainingResults) -> RenderableType:
     for row in words.rows(results):
         loss = f"{number(row.loss.first)} to {number(row.loss.last)}" if row.loss else ""
         agreement = f"{percent(row.agreement.first)} to {percent(row.agreement.last)}" if row.agreement else ""
-        table.add_row(words.exit_title(row.layers, results), loss, agreement)
+        table.add_row(words.row_title(row, results), loss, agreement)
     return Group(Text(words.headline(results), "bold"), Text(f"It took {words.took(results)}."), Text(), table)

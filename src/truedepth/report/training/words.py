@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from truedepth.report.wording import duration, number, percent
-from truedepth.training.figures import exit_of
+from truedepth.training.figures import exit_name, exit_of, place_name, place_of
 
 if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults
@@ -23,9 +23,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What became of one exit, or of the whole loss (`layers` None)."""
+    """What became of one exit, of the tokens that a head drafts at one place, or of the whole loss (neither)."""
 
     layers: int | None
+    place: int | None
     loss: Change | None
     agreement: Change | None
 
@@ -34,6 +35,22 @@ def exits(results: TrainingResults) -> list[int]:
     """All exits that have figures, the shallowest first."""
     names = {name for figures in results.history for name in figures.values}
     return sorted({found[1] for name in names if (found := exit_of(name))})
+
+
+def places(results: TrainingResults) -> list[int]:
+    """All drafted places that have figures, the first ones first."""
+    names = {name for figures in results.history for name in figures.values}
+    return sorted({found[1] for name in names if (found := place_of(name))})
+
+
+def place_title(place: int) -> str:
+    """A drafted place as it is called in charts and tables."""
+    return f"drafted token {place}"
+
+
+def row_title(row: Row, results: TrainingResults) -> str:
+    """What a row is of."""
+    return exit_title(row.layers, results) if row.place is None else place_title(row.place)
 
 
 def exit_title(layers: int | None, results: TrainingResults) -> str:
@@ -55,11 +72,14 @@ def change(results: TrainingResults, name: str) -> Change | None:
 
 
 def rows(results: TrainingResults) -> list[Row]:
-    """The whole loss, then each exit."""
-    found = [Row(None, change(results, "loss"), None)]
+    """The whole loss, then each exit and each drafted place."""
+    found = [Row(None, None, change(results, "loss"), None)]
     for layers in exits(results):
-        loss, agreement = (change(results, f"{kind}_exit_{layers}") for kind in ("loss", "agreement"))
-        found.append(Row(layers, loss, agreement))
+        loss, agreement = (change(results, exit_name(kind, layers)) for kind in ("loss", "agreement"))
+        found.append(Row(layers, None, loss, agreement))
+    for place in places(results):
+        loss, agreement = (change(results, place_name(kind, place)) for kind in ("loss", "agreement"))
+        found.append(Row(None, place, loss, agreement))
     return found
 
 
@@ -76,8 +96,15 @@ def headline(results: TrainingResults) -> str:
 
 
 def finding(results: TrainingResults) -> str:
-    """What became of the exits, in a sentence; empty where there are none."""
-    agreeing = [row for row in rows(results) if row.agreement and row.layers != results.model.num_layers]
+    """What became of the exits, or of what a head drafts, in a sentence; empty where there are neither."""
+    drafted = [row for row in rows(results) if row.agreement and row.place == 1]
+    if drafted and drafted[0].agreement:
+        changed = drafted[0].agreement
+        return (
+            f"Of the tokens that the model chose, the head drafts {percent(changed.last)} right at the first place "
+            f"({percent(changed.first)} before)."
+        )
+    agreeing = [row for row in rows(results) if row.agreement and row.layers not in (None, results.model.num_layers)]
     if not agreeing:
         return ""
     told = ", ".join(
