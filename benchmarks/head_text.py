@@ -17,13 +17,11 @@ import random
 import re
 import sys
 import sysconfig
-import zlib
 from collections.abc import Iterator
 from itertools import chain, zip_longest
 from pathlib import Path
 
-HELD_OUT_SHARE = 10
-"""One item in so many is held out."""
+from wikitext import articles, is_held_out
 
 EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "lib2to3"}
 
@@ -80,24 +78,8 @@ _DEEDS = (
 )
 
 
-def is_held_out(name: str) -> bool:
-    return zlib.crc32(name.encode()) % HELD_OUT_SHARE == 0
-
-
 def fields(path: Path, name: str) -> list[str]:
     return [json.loads(line)[name] for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def articles(path: Path) -> dict[str, str]:
-    """Articles of WikiText by title, as people write: without markup, spaces before punctuation, and unknown words."""
-    text = re.sub(r"(?<=[.\n] )[^.\n]*<unk>[^.\n]*\. ", "", path.read_text(encoding="utf-8"))
-    text = re.sub(r" @(.)@ ", r"\1", text)
-    text = re.sub(r" ([,.;:!?)\]'%])", r"\1", re.sub(r"([(\[$]) ", r"\1", text)).replace(" n't", "n't")
-    text = re.sub(r'" ([^"\n]*?) "', r'"\1"', text)
-    parts = re.split(r"^ = ([^=\n]+) = *\n", text, flags=re.MULTILINE)
-    bodies = (re.sub(r"^ =+ .* =+ *$", "", body, flags=re.MULTILINE) for body in parts[2::2])
-    paragraphs = ("\n\n".join(line.strip() for line in body.split("\n") if line.strip()) for body in bodies)
-    return {title.strip(): body for title, body in zip(parts[1::2], paragraphs, strict=True) if len(body) > 1000}
 
 
 def modules() -> dict[str, str]:

@@ -4,7 +4,8 @@
 
 Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them. Printed and written are
 
-- accuracy: the share of items whose greedy answer is the response, of each exit and of the whole model, for the model
+- accuracy: the share of items whose greedy answer is the response (or has the same result: `--result "#### "` compares
+  what stands behind the last such mark), of each exit and of the whole model, for the model
   and for the baseline, which was trained without LayerSkip;
 - drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
 - speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decoding_subjects import encode
+from in_turn import in_turn
 
 import truedepth
 from truedepth.decoding.engine import Engine
@@ -45,16 +48,24 @@ def read_items(path: Path, count: int, prompt: str, response: str) -> list[tuple
 
 
 def requests(loaded: LoadedModel, items: Sequence[tuple[str, str]], new_tokens: int) -> list[Request]:
-    tokenizer: Any = loaded.tokenizer
-    return [Request(tokenizer(prompt).input_ids, max_new_tokens=new_tokens) for prompt, _ in items]
+    """Prompts as messages of a chat where the tokenizer has a template."""
+    return [Request(encode(loaded.tokenizer, prompt), max_new_tokens=new_tokens) for prompt, _ in items]
+
+
+def is_right(text: str, response: str, result: str | None) -> bool:
+    """Whether an answer is the response, or has the same result."""
+    if result is None:
+        return text.strip() == response
+    _, mark, found = text.rpartition(result)
+    return bool(mark) and found.strip() == response.rpartition(result)[2].strip()
 
 
 def accuracies(
-    loaded: LoadedModel, items: Sequence[tuple[str, str]], exits: Sequence[int], new_tokens: int
+    loaded: LoadedModel, items: Sequence[tuple[str, str]], exits: Sequence[int], options: argparse.Namespace
 ) -> dict[str, float]:
-    """Share of items answered exactly, by the number of layers that run."""
+    """Share of items answered right, by the number of layers that run."""
     layers = loaded.model.config.num_hidden_layers
-    asked = requests(loaded, items, new_tokens)
+    asked = requests(loaded, items, options.new_tokens)
     found = {}
     with terminal(f"Answering with {loaded.name}", len(exits) + 1) as advance:
         for exit_layers in (*exits, layers):
@@ -64,7 +75,10 @@ def accuracies(
                 results = [
                     result for at in range(0, len(asked), BATCH) for result in engine.generate(asked[at : at + BATCH])
                 ]
-            right = sum(result.text.strip() == response for result, (_, response) in zip(results, items, strict=True))
+            right = sum(
+                is_right(answer.text, response, options.result)
+                for answer, (_, response) in zip(results, items, strict=True)
+            )
             found[str(exit_layers)] = right / len(items)
             advance()
     return found
@@ -88,44 +102,12 @@ def speeds(
                 ways[f"exit {exit_layers}, {name}"] = lambda request, draft=draft, pacer=pacer: engine.generate(
                     [request], drafts=[draft], pacer=pacer
                 )[0]
-        figures = _in_turn(ways, asked, options.repeats)
+        figures = in_turn(ways, asked, options.repeats)
     figures["transformers"] = transformers
     fastest = max(figures[name]["tokens_per_second"] for name in ("plain", "transformers"))
     for record in figures.values():
         record["speedup"] = record["tokens_per_second"] / fastest
     return figures
-
-
-def _in_turn(ways: dict[str, Callable[[Request], Any]], asked: Sequence[Request], repeats: int) -> dict[str, Any]:
-    seconds, tokens = dict.fromkeys(ways, 0.0), 0
-    drafted, accepted = dict.fromkeys(ways, 0), dict.fromkeys(ways, 0)
-    with terminal("Timing", len(asked)) as advance:
-        for request in asked:
-            best = dict.fromkeys(ways, float("inf"))
-            answers = {}
-            for _ in range(repeats):
-                for name, way in ways.items():
-                    begun = time.perf_counter()
-                    answers[name] = way(request)
-                    best[name] = min(best[name], time.perf_counter() - begun)
-            wrong = [name for name, answer in answers.items() if answer.token_ids != answers["plain"].token_ids]
-            if wrong:
-                raise SystemExit(f"other tokens than plain decoding: {', '.join(wrong)}, prompt {request.prompt_ids}")
-            tokens += len(answers["plain"].token_ids)
-            for name, answer in answers.items():
-                seconds[name] += best[name]
-                drafted[name] += answer.drafted
-                accepted[name] += answer.accepted
-            advance()
-    return {
-        name: {
-            "tokens_per_second": tokens / seconds[name],
-            "drafted": drafted[name],
-            "accepted": accepted[name],
-            "acceptance": accepted[name] / drafted[name] if drafted[name] else None,
-        }
-        for name in ways
-    }
 
 
 def _transformers_seconds(loaded: LoadedModel, asked: Sequence[Request], options: argparse.Namespace) -> dict[str, Any]:
@@ -152,6 +134,8 @@ def main() -> None:
     parser.add_argument("items", type=Path)
     parser.add_argument("--baseline", help="a model that was trained alike, without LayerSkip")
     parser.add_argument("--exits", type=int, nargs="+", default=[6, 12, 18])
+    parser.add_argument("--answer-at", type=int, nargs="*", help="exits to answer with; --exits if not given")
+    parser.add_argument("--result", help="mark of the result in a response; without it, the whole response counts")
     parser.add_argument("--draft-length", type=int, default=8)
     parser.add_argument("--count", type=int, default=1000, help="items to answer")
     parser.add_argument("--timed", type=int, default=40, help="items to time")
@@ -161,16 +145,17 @@ def main() -> None:
     parser.add_argument("--response-field", default="response")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    options.answer_at = options.exits if options.answer_at is None else options.answer_at
     items = read_items(options.items, options.count, options.prompt_field, options.response_field)
     cpu = torch.device("cpu")
     record: dict[str, Any] = {"items": len(items), "timed": options.timed, "threads": torch.get_num_threads()}
     record["machine"] = machine_record(cpu, read_bandwidth(cpu)).model_dump(mode="json")
     loaded = truedepth.load(options.model, dtype="float32", device="cpu")
     record["speed"] = speeds(loaded, items[: options.timed], options.exits, options)
-    record["accuracy"] = {"with": accuracies(loaded, items, options.exits, options.new_tokens)}
+    record["accuracy"] = {"with": accuracies(loaded, items, options.answer_at, options)}
     if options.baseline:
         baseline = truedepth.load(options.baseline, dtype="float32", device="cpu")
-        record["accuracy"]["without"] = accuracies(baseline, items, options.exits, options.new_tokens)
+        record["accuracy"]["without"] = accuracies(baseline, items, options.answer_at, options)
     text = json.dumps(record, indent=2)
     write_atomic(options.output, text + "\n")
     print(text)

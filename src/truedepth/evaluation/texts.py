@@ -80,7 +80,7 @@ def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 
     Args:
         seed: which documents of their part calibration and validation draw. The report text is always the same.
     """
-    prose, code = _split(_topics(), seed), _split(_modules(), seed)
+    prose, code = default_documents(seed)
     parts = []
     for kind, count in enumerate(sizes):
         windows = [
@@ -89,6 +89,11 @@ def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 
         ]
         parts.append(_alternate(*windows))
     return Texts("Python's language reference and standard library source", *parts)
+
+
+def default_documents(seed: int = 0) -> tuple[list[list[str]], list[list[str]]]:
+    """The documents of the default text, prose and source, each in the three parts."""
+    return _split(_topics(), seed), _split(_modules(), seed)
 
 
 def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> Texts:
