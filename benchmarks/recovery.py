@@ -10,7 +10,7 @@ of each kind and of all, is measured for
 - the model after the training, under the plan;
 - the control, whole and under the plan: what the text teaches without any plan.
 
-Recovered is the share of the perplexity lost to the plan that the training gave back, (plan - trained) / (plan - whole),
+Recovered is the share of the perplexity lost to the plan that training gave back: (plan - trained) / (plan - whole),
 and the same of cross-entropy, ln(plan / trained) / ln(plan / whole), in which a ruin's first steps back count less.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/recovery_text.py WIKITEXT.txt FOLDER
 
 writes JSON lines with a `text` each: FOLDER/train.jsonl, and FOLDER/held_out-articles.jsonl, held_out-reference.jsonl
-and held_out-source.jsonl. Articles are WikiText's, of which every tenth is held out. The others are those of the default
+and held_out-source.jsonl. Articles are WikiText's, every tenth of them held out. The others are those of the default
 text of `truedepth optimize`: Python's language reference and standard library, of which the documents of its report
 part are held out. So what a search reports before training can be compared with what is measured after.
 """
