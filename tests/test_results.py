@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from truedepth.errors import TruedepthError
 from truedepth.results import SCHEMA_VERSION, Results
 
-DOCS = Path(__file__).parents[1] / "docs" / "results.md"
+DOCS = Path(__file__).parents[1] / "docs" / "results-file.md"
 
 
 def keys(schema: type[BaseModel]) -> set[str]:

@@ -369,7 +369,9 @@ def test_greedy_text_is_that_of_plain_decoding(
         plain = engine.generate(requests)
         drafts = [engine.draft(plan) for plan in plans]
         pacer = Adaptive(len(drafts))
+        drafted = 0  # in the second round perhaps none, where drafting took long in the first
         for _ in range(2):
             adaptive = engine.generate(requests, drafts=drafts, pacer=pacer)
             assert [result.token_ids for result in adaptive] == [result.token_ids for result in plain]
-    assert any(result.drafted for result in adaptive)
+            drafted += sum(result.drafted for result in adaptive)
+    assert drafted

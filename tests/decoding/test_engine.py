@@ -286,7 +286,12 @@ def test_one_poisoned_sequence_is_noticed_in_a_batch(tiny_model: Any, asked: Any
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.embed_tokens.weight[60] = torch.nan
-    ways = (Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=3, min_p=0.1, top_p=0.9))
+    # Seeds with which no sound sequence comes to that token by itself.
+    ways = (
+        Sampling(),
+        Sampling(temperature=1.0, seed=0),
+        Sampling(temperature=1.0, top_k=3, min_p=0.1, top_p=0.9, seed=0),
+    )
     sound = [Request([5, 6, 7], 3, way) for way in ways]
     with Engine(model) as engine:
         assert len(engine.generate(sound)) == 3
