@@ -3,7 +3,7 @@
     python benchmarks/plots.py docs
 
 draws what it finds beside this file: `layerskip-parsing.json`, `layerskip-source.json`, `layerskip-gsm8k.json`,
-`recovery.json` and `draft_head.json`. Needs matplotlib.
+`recovery.json` and `draft_head.json`. Needs matplotlib: pip install 'truedepth[plots]'.
 """
 
 from __future__ import annotations
