@@ -173,6 +173,23 @@ class TestInterrupted:
         assert (data["finish_reason"], len(data["token_ids"])) == ("cancelled", 3)
 
 
+def test_compare(run: Any) -> None:
+    code, _, err = run("--prompt", PROMPT, "--max-new-tokens", "12", "--draft", "exit:2", "--compare")
+    assert code == 0
+    compared = err.splitlines()[-1]
+    assert compared.startswith("compared: ")
+    assert compared.endswith("; the same text")
+
+
+def test_compare_as_json(run: Any) -> None:
+    code, out, _ = run("--prompt", PROMPT, "--max-new-tokens", "12", "--draft", "exit:2", "--compare", "--json")
+    assert code == 0
+    comparison = json.loads(out)["comparison"]
+    assert comparison["same_text"] is True
+    speedup = comparison["speedup"]
+    assert 0 < speedup["low"] <= speedup["median"] <= speedup["high"]
+
+
 def test_stop_strings(run: Any, loaded: LoadedModel) -> None:
     text = generate(loaded, PROMPT, max_new_tokens=12).text
     stop = next(letter for letter in text[3:] if letter.isascii())
@@ -250,11 +267,14 @@ def test_empty_standard_input(run: Any, monkeypatch: pytest.MonkeyPatch) -> None
         (["--prompt", "a", "--stop", ""], 2, "a stop string is empty"),
         (["--prompt", "a", "--json", "--stats"], 2, "--json has all figures without --stats"),
         (["--prompt", "a", "--logprobs"], 2, "--logprobs needs --json"),
+        (["--prompt", "a", "--compare"], 2, "give --draft or --head"),
+        (["--prompt", "a", "--draft", "exit:2", "--compare", "--max-new-tokens", "1"], 2, "too soon to time anything"),
     ],
 )
 def test_errors(args: list[str], exit_code: int, message: str, run: Any) -> None:
     code, out, err = run(*args)
-    assert (code, out) == (exit_code, "")
+    assert code == exit_code
+    assert out == "" or "--compare" in args  # by then the text is written
     assert err.splitlines()[-1].startswith("truedepth: error: ")
     assert message in err
 

@@ -25,7 +25,8 @@ from truedepth.plan_text import PLAN_WORDS, read_plan
 
 if TYPE_CHECKING:
     from truedepth.decoding.result import GenerationResult
-    from truedepth.generation import Stream
+    from truedepth.drafting_gain import DraftingGain
+    from truedepth.generation import Options, Stream
     from truedepth.models.load import LoadedModel
 
 _ACCEPTED = "green"
@@ -86,7 +87,7 @@ def _draft_options(command: Command) -> Command:
 @click.command(
     epilog=examples(
         "truedepth generate smollm2-135m --prompt 'Why is the sky blue?'",
-        "truedepth generate smollm2-135m --draft default --prompt 'Why is the sky blue?'",
+        "truedepth generate smollm2-135m --draft default --prompt 'Why is the sky blue?' --compare",
         "truedepth generate smollm2-135m --plan run --prompt-file question.txt",
         "truedepth generate ./layerskip-checkpoint --draft exit:8 --prompt 'Why is the sky blue?' --stats",
         "truedepth generate smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --prompt Hi --temperature 0.7",
@@ -103,6 +104,7 @@ def _draft_options(command: Command) -> Command:
 @_sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt; do not put it into the model's chat template.")
 @click.option("--stats", is_flag=True, help="Print a table of times and of what was drafted and accepted.")
+@click.option("--compare", is_flag=True, help="Then time the draft against plain decoding, several runs in turns.")
 @click.option("--logprobs", is_flag=True, help="With --json: add each token's log probability.")
 @loading_options
 @json_option
@@ -121,6 +123,7 @@ def command(
     stop: tuple[str, ...],
     raw: bool,
     stats: bool,
+    compare: bool,
     logprobs: bool,
     as_json: bool,
     **others: Any,
@@ -129,44 +132,63 @@ def command(
 
     With --draft, a shallower plan drafts tokens and the model verifies several at once: the text stays the same.
     """
-    from truedepth.decoding.heads import load_head
-    from truedepth.decoding.packaged import DEFAULT_DRAFT
+    from truedepth.decoding.engine import Engine
     from truedepth.decoding.sampling import Sampling
-    from truedepth.decoding.vocabulary import DraftVocabulary
+    from truedepth.drafting_gain import drafting_gain
     from truedepth.generation import stream
+    from truedepth.progress import terminal
 
     if (as_json and stats) or (logprobs and not as_json):
         raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
+    if compare and not (drafts or head):
+        raise UsageError("--compare times a draft against plain decoding, and there is none; give --draft or --head")
     sampling = Sampling(**{name: others.pop(name) for name in _SAMPLING})
     text = _prompt(prompt, prompt_file)
     loaded = load_model(model, **others)
     chosen = _apply(loaded, plan, form, prefill)
-    trained = load_head(head, loaded.model) if head else None
-    plans = [draft if draft == DEFAULT_DRAFT else read_plan(draft, chosen.num_layers) for draft in drafts]
-    pieces = stream(
-        loaded,
-        text,
-        draft=plans or None,
-        draft_length=draft_length,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        raw=raw,
-        stop=stop,
-        logprobs=logprobs,
-        head=trained,
-        vocabulary=DraftVocabulary.load(draft_vocabulary, loaded.model, loaded.tokenizer) if draft_vocabulary else None,
-    )
-    interrupted = _show(pieces, silent=as_json)
+    plans = _read_drafts(drafts, chosen.num_layers)
+    options: Options = {
+        **_read_files(loaded, head, draft_vocabulary),
+        "draft": plans or None,
+        "draft_length": draft_length,
+        "max_new_tokens": max_new_tokens,
+        "sampling": sampling,
+        "raw": raw,
+        "stop": stop,
+        "logprobs": logprobs,
+    }
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        pieces = stream(engine, text, **options)
+        interrupted = _show(pieces, silent=as_json)
+        gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
     if as_json:
         written = [draft if isinstance(draft, str) else draft.to_dict() for draft in plans]
-        used = {"plan": chosen.to_dict(), "drafts": written, "head": head}
-        print_json({**pieces.result.to_dict(), **used})
+        compared = {"comparison": gain.to_dict()} if gain else {}
+        print_json({**pieces.result.to_dict(), "plan": chosen.to_dict(), "drafts": written, "head": head, **compared})
     else:
-        _summarise(pieces.result, chosen, speculated=bool(plans or head))
+        _summarise(pieces.result, chosen, speculated=bool(drafts or head))
         if stats:
             _print_stats(pieces.result)
+        if gain:
+            _print_gain(gain)
     if interrupted:
         raise click.Abort
+
+
+def _read_drafts(drafts: tuple[str, ...], num_layers: int) -> list[str | DepthPlan]:
+    from truedepth.decoding.packaged import DEFAULT_DRAFT
+
+    return [draft if draft == DEFAULT_DRAFT else read_plan(draft, num_layers) for draft in drafts]
+
+
+def _read_files(loaded: LoadedModel, head: Path | None, vocabulary: Path | None) -> Options:
+    from truedepth.decoding.heads import load_head
+    from truedepth.decoding.vocabulary import DraftVocabulary
+
+    return {
+        "head": load_head(head, loaded.model) if head else None,
+        "vocabulary": DraftVocabulary.load(vocabulary, loaded.model, loaded.tokenizer) if vocabulary else None,
+    }
 
 
 def _prompt(prompt: str | None, file: Path | None) -> str:
@@ -251,3 +273,14 @@ def _print_stats(result: GenerationResult) -> None:
     from truedepth.report.terminal import decoding_table
 
     Console(stderr=True).print(decoding_table(result))
+
+
+def _print_gain(gain: DraftingGain) -> None:
+    """Say on stderr what the draft is worth."""
+    speedup = gain.speedup
+    same = {None: "", True: "; the same text", False: "; not the same text"}[gain.same_text]
+    click.echo(
+        f"compared: {gain.tokens_per_second:.1f} tokens/s with the draft, {gain.plain_tokens_per_second:.1f} without, "
+        f"{speedup.median:.2f}x ({speedup.low:.2f} to {speedup.high:.2f}){same}",
+        err=True,
+    )
