@@ -160,6 +160,15 @@ class TestRun:
         plain_kind.recipe(**settings).save(folder / "recipe.yaml")
         assert train(plain_kind, plain_kind.recipe(**settings), folder, resume=True)
 
+    def test_what_changed_in_a_recipe_is_named_by_its_field(
+        self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path
+    ) -> None:
+        train(plain_kind, plain_kind.recipe(**settings), tmp_path / "run")
+        data = settings["data"]
+        other = plain_kind.recipe(**{**settings, "data": {**data, "train": [{**data["train"][0], "limit": 3}]}})
+        with pytest.raises(OutputError, match=r"another recipe: data\.train\[0\]\.limit was 50 and is 3; "):
+            train(plain_kind, other, tmp_path / "run", resume=True)
+
     def test_another_recipe_is_not_resumed(self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path) -> None:
         train(plain_kind, plain_kind.recipe(**settings), tmp_path / "run")
         other = plain_kind.recipe(**{**settings, "rate": 0.5})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,12 +167,23 @@ def _prepare(folder: Path, recipe: TrainingRecipe, resume: bool) -> None:
     path = folder / RECIPE_FILE
     if resume and path.exists():
         before, now = type(recipe).load(path).to_dict(), recipe.to_dict()
-        changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if before[name] != now[name]]
-        if changed:
+        if changed := list(_changes(before, now)):
             raise OutputError(
                 f"{folder} holds a training with another recipe: {', '.join(changed)}; resume with {path}, or choose "
                 "another folder"
             )
+
+
+def _changes(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What differs between two recipes, each field by its own name."""
+    if isinstance(before, dict) and isinstance(now, dict) and before.keys() == now.keys():
+        for key in now:
+            yield from _changes(before[key], now[key], f"{name}.{key}" if name else key)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for at, pair in enumerate(zip(before, now, strict=True)):
+            yield from _changes(*pair, f"{name}[{at}]")
+    elif before != now:
+        yield f"{name} was {before!r} and is {now!r}"
 
 
 def _training(
