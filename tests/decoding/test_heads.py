@@ -288,6 +288,16 @@ class TestFiles:
             assert torch.allclose(loaded.logits(HIDDEN), head.logits(HIDDEN), atol=1e-5)
             assert tokens(written(engine, 3, loaded)) == tokens(written(engine, 3))
 
+    def test_weights_of_a_narrower_type(self, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+        model = tiny_model("llama")
+        head = disturbed(ExitHead.fresh(model, EXIT, num_layers=1, vocabulary=PART))
+        for name, dtype in (("wide", None), ("narrow", torch.bfloat16)):
+            head.save(tmp_path / name, dtype)
+        wide, narrow = (ExitHead.load(tmp_path / name, model) for name in ("wide", "narrow"))
+        weight = wide.extra_layers[0].mlp.up_proj.weight
+        assert torch.equal(narrow.extra_layers[0].mlp.up_proj.weight, weight.bfloat16().float())
+        assert torch.equal(narrow.ids, wide.ids)
+
     def test_what_is_known_of_it(self, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         model.name_or_path = "owner/name"

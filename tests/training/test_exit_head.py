@@ -79,6 +79,8 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     assert "items.jsonl (answered)" in head.text
     assert set(head.agreement) == {"sums"}
     assert results.product.figures["agreement on sums, place 1"] == head.agreement["sums"][0]
+    weights = load_file(tmp_path / "run" / "head" / "head.safetensors")
+    assert weights["extra_layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     plain = truedepth.generate(loaded, "5+5", max_new_tokens=20)
     drafted = truedepth.generate(loaded, "5+5", max_new_tokens=20, head=head, draft_length=3)
     assert drafted.token_ids == plain.token_ids

@@ -127,8 +127,11 @@ class TrainedHead(nn.Module, ABC):
         rows = self.projection.rows if isinstance(self.projection, OwnRows) else []
         return [self.projection, *rows, self.norm]
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `head.safetensors` and `head.json`, as `load` reads them.
+
+        Args:
+            dtype: of the weights in the file; None: as they are.
 
         Raises:
             DraftError: the head is packed for decoding, or holds numbers that are not finite.
@@ -138,6 +141,8 @@ class TrainedHead(nn.Module, ABC):
         if any(is_hollow(weight) for weight in (*state.values(), *(part.weight for part in self._linears()))):
             raise DraftError("the head is packed for decoding; close its Engine before saving it")
         _require_finite(state, "the head")
+        if dtype is not None:
+            state = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
         card = self._card(
             vocabulary_size=self._fingerprint.vocabulary_size,
             model=self.model_name,

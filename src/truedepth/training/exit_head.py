@@ -35,6 +35,9 @@ from truedepth.training.trainer import DepthTrainer
 HEAD_FOLDER = "head"
 STATES_FOLDER = "states"
 
+FILE_DTYPE = torch.bfloat16
+"""Of a finished head's weights. What it drafts is verified, so a smaller file is worth more than its last digits."""
+
 JUDGED_PLACES = 6
 """Drafted places at which the finished head's agreement is measured."""
 
@@ -190,12 +193,13 @@ class ExitHeadKind:
         folder = training.folder / HEAD_FOLDER
         figures: dict[str, float] = {}
         if training.is_first:
+            _round(head)  # before it is measured
             _, held_out = states_of(recipe, loaded, training.folder, training.progress)
             head.agreement = {
                 name: distillation.eval().agreement(DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_PLACES)
                 for name, states in held_out.items()
             }
-            head.save(folder)
+            head.save(folder, FILE_DTYPE)
             figures = {f"coverage of {name}": coverage(head, states) for name, states in held_out.items()}
         figures |= {
             f"agreement on {name}, place {place}": share
@@ -257,6 +261,13 @@ def coverage(head: ExitHead | StatesHead, states: States) -> float:
     """The share of the tokens that the model chose which the head can draft."""
     chosen = states.chosen[states.chosen != NOTHING]
     return float(torch.isin(chosen, head.ids.cpu()).double().mean())
+
+
+@torch.no_grad()
+def _round(head: torch.nn.Module) -> None:
+    """Round weights to what their file will hold."""
+    for parameter in head.parameters():
+        parameter.copy_(parameter.to(FILE_DTYPE))
 
 
 def _special(loaded: LoadedModel) -> set[int]:
