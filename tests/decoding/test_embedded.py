@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import truedepth
 from truedepth.decoding.engine import Engine
 from truedepth.decoding.pacing import FixedLength
 from truedepth.decoding.request import Request
@@ -86,3 +87,13 @@ def test_speculation_writes_the_same(
         written += engine.generate(requests[first : first + batch], drafts=[draft], pacer=FixedLength(4))
     assert [result.token_ids for result in written] == expected
     assert sum(result.drafted for result in written) > 0
+
+
+def test_the_head_that_comes_with_it(loaded: LoadedModel, engine: Engine) -> None:
+    """It writes what the model writes, and is right often enough to pay."""
+    prompts = ["Explain to a child why the sky is blue.", "Write a Python function that reverses a string."]
+    plain = truedepth.generate(engine, prompts, max_new_tokens=48)
+    drafted = truedepth.generate(engine, prompts, max_new_tokens=48, draft="default", draft_length=2)
+    assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
+    first = sum(result.acceptance_by_position[0] for result in drafted) / len(drafted)
+    assert first > 0.3
