@@ -89,7 +89,7 @@ def test_the_loss_of_a_step(tiny_model: Any, trainer_of: Any) -> None:
     model = tiny_model("llama").train()
     trainer = trainer_of(model, max_steps=1)
     batch = default_data_collator([trainer.train_dataset[row] for row in range(4)])
-    with trainer._prepared():
+    with trainer.prepared():
         found = trainer.compute_loss(model, dict(batch), num_items_in_batch=(batch["labels"][:, 1:] != -100).sum())
 
     skips = draw_skips(HEAVY.probabilities(NUM_LAYERS, 0, 0), range(4), seed=3, step=0)

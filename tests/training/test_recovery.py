@@ -75,7 +75,7 @@ def loss_of(trainer: RecoveryTrainer, batch: dict[str, Tensor]) -> Tensor:
     """In training mode, as in a step of this batch alone."""
     batch = dict(batch)
     count = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
-    with trainer._prepared():
+    with trainer.prepared():
         loss: Tensor = trainer.compute_loss(trainer.model.train(), batch, num_items_in_batch=count)
     return loss
 

@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
-from transformers.trainer_utils import TrainOutput
 
 from truedepth.errors import UsageError
 from truedepth.families import family_of
@@ -132,24 +131,9 @@ class LayerSkipTrainer(DepthTrainer):
         self._dropout = LayerDropout()
         self._objective: ExitObjective | None = None
 
-    def train(  # type: ignore[override]  # as in DepthTrainer
-        self, resume_from_checkpoint: str | bool | None = None
-    ) -> TrainOutput:
-        """See `DepthTrainer.train`."""
-        with self._prepared():
-            return super().train(resume_from_checkpoint)
-
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """See `DepthTrainer.evaluate`."""
-        with self._prepared():
-            return super().evaluate(*args, **options)
-
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
-        """The model with dropout and exits; nothing to do where it has them already."""
-        if self._objective is not None:
-            yield
-            return
+    def preparation(self) -> Iterator[None]:
+        """The model with dropout and exits."""
         model = cast(nn.Module, self.model)
         with around_layers(model, self._dropout), training_exits(model) as objective:
             self._objective = objective
@@ -166,7 +150,7 @@ class LayerSkipTrainer(DepthTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted loss of the step's exits; in evaluation, that of the last layer, and those watched beside it."""
-        with self._prepared():
+        with self.prepared():
             objective = cast(ExitObjective, self._objective)
             last = self._num_layers - 1
             if model.training:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import DynamicCache, TrainingArguments
-from transformers.trainer_utils import TrainOutput
 
 from truedepth.errors import UsageError
 from truedepth.families import family_of
@@ -80,7 +79,6 @@ class RecoveryTrainer(DepthTrainer):
         self._objective = objective
         self._recovery = Recovery(core, self._family, objective, self._teacher)
         self._prompt_tokens = prompt_tokens
-        self._prepared_already = False
         # What the loss, which is computed inside of the model's forward, looks at.
         self._read = Reading()
         self._before: Tensor | None = None
@@ -106,31 +104,14 @@ class RecoveryTrainer(DepthTrainer):
         trained = {at for at, layer in enumerate(layers) if any(p.requires_grad for p in layer.parameters())}
         return any(plan.prefill == "plan" and not trained <= {*plan.layers_used} for plan in self.plans)
 
-    def train(  # type: ignore[override]  # as in DepthTrainer
-        self, resume_from_checkpoint: str | bool | None = None
-    ) -> TrainOutput:
-        """See `DepthTrainer.train`."""
-        with self._prepared():
-            return super().train(resume_from_checkpoint)
-
-    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        """See `DepthTrainer.evaluate`."""
-        with self._prepared():
-            return super().evaluate(*args, **options)
-
     @contextmanager
-    def _prepared(self) -> Iterator[None]:
+    def preparation(self) -> Iterator[None]:
         """The model with our loss; in the end without a plan."""
-        if self._prepared_already:
-            yield
-            return
         core = causal_lm(cast(nn.Module, self.model))
-        self._prepared_already = True
         try:
             with own_loss(core, self._loss):
                 yield
         finally:
-            self._prepared_already = False
             restore(core)
 
     # The loss
@@ -143,7 +124,7 @@ class RecoveryTrainer(DepthTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss under the step's plan; in evaluation, the mean over all plans."""
-        with self._prepared():
+        with self.prepared():
             chosen = [self._drawn()] if model.training else range(len(self.plans))
             results = [self._under(at, model, inputs, num_items_in_batch) for at in chosen]
         losses = [loss for loss, _ in results]

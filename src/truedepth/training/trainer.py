@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -106,6 +106,24 @@ class DepthTrainer(Trainer):
         self._meter, self._pace, self._interruption = Meter(), Pace(), Interruption()
         self._file: FiguresFile | None = None
         self._latest: dict[str, float] = {}
+        self._is_prepared = False
+
+    def preparation(self) -> AbstractContextManager[None]:
+        """What a subclass puts on the model for as long as it computes losses; nothing here."""
+        return nullcontext()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The model within `preparation`; nothing to do where it is there already."""
+        if self._is_prepared:
+            yield
+            return
+        self._is_prepared = True
+        try:
+            with self.preparation():
+                yield
+        finally:
+            self._is_prepared = False
 
     def per_token(self, total: Tensor, num_items_in_batch: Tensor | int | None, tokens: Tensor | int) -> Tensor:
         """What a sum over this micro-batch's learnt tokens adds to the mean over all tokens of the step.
@@ -159,7 +177,7 @@ class DepthTrainer(Trainer):
         self._file = FiguresFile(self._folder / FIGURES_FILE, step) if self.is_world_process_zero() else None
         if checkpoint and (finished := self._finished(checkpoint)):
             return finished
-        with self._interruption, quiet_transformers():
+        with self.prepared(), self._interruption, quiet_transformers():
             output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self._interruption.asked:
             raise KeyboardInterrupt
@@ -320,7 +338,7 @@ class DepthTrainer(Trainer):
         was_training, held = model.training, dict(self.extra_losses)
         model.eval()
         # A training draws the same numbers however often it is judged.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        with self.prepared(), torch.random.fork_rng(devices=[]), torch.no_grad():
             means = self._held_out_means(model, self.get_eval_dataloader(eval_dataset))
         model.train(was_training)
         self.extra_losses = held
