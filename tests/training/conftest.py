@@ -121,3 +121,11 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
 def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     """accelerate collects garbage whenever a training starts, which takes longer than the training."""
     monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
+@pytest.fixture
+def quick_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings with a cache of their own, no bandwidth to measure and no report to draw."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("truedepth.training.run.read_bandwidth", lambda device: 1e9)
+    monkeypatch.setattr("truedepth.training.run.write_training_report", lambda results, path: None)

@@ -24,12 +24,7 @@ from truedepth.training.run import train
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("truedepth.training.run.read_bandwidth", lambda device: 1e9)
-    monkeypatch.setattr("truedepth.training.run.write_training_report", lambda results, path: None)
+pytestmark = pytest.mark.usefixtures("quick_ends")
 
 
 @pytest.fixture
