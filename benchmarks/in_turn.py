@@ -10,8 +10,12 @@ from truedepth.decoding.request import Request
 from truedepth.progress import terminal
 
 
-def in_turn(ways: dict[str, Callable[[Request], Any]], asked: Sequence[Request], repeats: int) -> dict[str, Any]:
-    """Tokens a second, drafted and accepted tokens of each way, by name; one of them is `plain`.
+def in_turn(
+    ways: dict[str, Callable[[Request], Any]], asked: Sequence[Request], repeats: int
+) -> tuple[int, dict[str, Any]]:
+    """The tokens of all answers; tokens a second, drafted and accepted tokens of each way, by name.
+
+    One of the ways is `plain`.
 
     A way's time for a request is the best of `repeats`.
     """
@@ -35,7 +39,7 @@ def in_turn(ways: dict[str, Callable[[Request], Any]], asked: Sequence[Request],
                 drafted[name] += answer.drafted
                 accepted[name] += answer.accepted
             advance()
-    return {
+    return tokens, {
         name: {
             "tokens_per_second": tokens / seconds[name],
             "drafted": drafted[name],

@@ -102,7 +102,7 @@ def speeds(
                 ways[f"exit {exit_layers}, {name}"] = lambda request, draft=draft, pacer=pacer: engine.generate(
                     [request], drafts=[draft], pacer=pacer
                 )[0]
-        figures = in_turn(ways, asked, options.repeats)
+        _, figures = in_turn(ways, asked, options.repeats)
     figures["transformers"] = transformers
     fastest = max(figures[name]["tokens_per_second"] for name in ("plain", "transformers"))
     for record in figures.values():
