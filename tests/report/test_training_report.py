@@ -130,6 +130,12 @@ class TestPage:
         assert len(charts_of(page)) == 1
         assert "Agreement over time" not in page
 
+    def test_a_weighted_sum_is_no_loss_of_a_token(self) -> None:
+        assert "nats a token" in words_of(render_training_report(results()))
+        places = {"eval_loss": 6.1, "eval_loss_place_1": 3.0, "eval_loss_place_2": 3.9}
+        page = words_of(render_training_report(results(history=[record(0, **places), record(20, **places)])))
+        assert "held-out text, weighted sum of the drafted places" in page
+
     def test_nothing_was_logged(self) -> None:
         text = words_of(render_training_report(results(history=[], steps=1)))
         assert "was trained for one step (layerskip)." in text and "not a number" in text

@@ -65,6 +65,11 @@ def judged(results: TrainingResults) -> bool:
     return bool(results.series("eval_loss"))
 
 
+def loss_unit(results: TrainingResults) -> str:
+    """What the loss of the training is counted in."""
+    return "weighted sum of the drafted places" if len(places(results)) > 1 else "nats a token"
+
+
 def change(results: TrainingResults, name: str) -> Change | None:
     """How a figure changed: that of held-out text where there is any."""
     points = results.series(f"eval_{name}") or results.series(name)
