@@ -6,7 +6,7 @@
 Each prompt is answered to its end, or up to so many tokens: plainly, with a fixed number of drafted tokens, and with as
 many as pay; the best time of several runs of each counts, the reading of the prompt included. Drafted answers are
 compared with the plain ones, and a difference is an error. A prompt that leaves no room for the answer in the model's
-context is cut at its start. The eight categories of MT-bench in Spec-Bench count as one, chat, as Spec-Bench reports them.
+context is cut at its start. The eight categories of MT-bench in Spec-Bench count as one, chat, as it reports them.
 """
 
 from __future__ import annotations
