@@ -5,8 +5,8 @@
 Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them. Printed and written are
 
 - accuracy: the share of items whose greedy answer is the response (or has the same result: `--result "#### "` compares
-  what stands behind the last such mark), of each exit and of the whole model, for the model
-  and for the baseline, which was trained without LayerSkip;
+  what stands behind the last such mark; `--stop` ends answers before a string), of each exit and of the whole model, for
+  the model and for the baseline, which was trained without LayerSkip;
 - drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
 - speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
   each the best of several runs; speedups are over the faster of the two ways to decode plainly.
@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def accuracies(
 ) -> dict[str, float]:
     """Share of items answered right, by the number of layers that run."""
     layers = loaded.model.config.num_hidden_layers
-    asked = requests(loaded, items, options.new_tokens)
+    stop = () if options.stop is None else (options.stop,)
+    asked = [replace(request, stop=stop) for request in requests(loaded, items, options.new_tokens)]
     found = {}
     with terminal(f"Answering with {loaded.name}", len(exits) + 1) as advance:
         for exit_layers in (*exits, layers):
@@ -136,6 +138,7 @@ def main() -> None:
     parser.add_argument("--exits", type=int, nargs="+", default=[6, 12, 18])
     parser.add_argument("--answer-at", type=int, nargs="*", help="exits to answer with; --exits if not given")
     parser.add_argument("--result", help="mark of the result in a response; without it, the whole response counts")
+    parser.add_argument("--stop", help="answers end before this string; what is timed does not")
     parser.add_argument("--draft-length", type=int, default=8)
     parser.add_argument("--count", type=int, default=1000, help="items to answer")
     parser.add_argument("--timed", type=int, default=40, help="items to time")
