@@ -5,7 +5,7 @@
 Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them. Printed and written are
 
 - accuracy: the share of items whose greedy answer is the response (or has the same result: `--result "#### "` compares
-  what stands behind the last such mark; `--stop` ends answers before a string), of each exit and of the whole model, for
+  what stands behind the last such mark; `--stop` ends answers before a string), of each exit and the whole model, for
   the model and for the baseline, which was trained without LayerSkip;
 - drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
 - speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
