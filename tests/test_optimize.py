@@ -23,15 +23,14 @@ PROFILE = """
 description: one slow device, for tests
 devices: 1
 bytes_per_value: 4
-memory_bytes_per_second: 1.0e+6
-flops_per_second: 1.0e+15
-launches_per_layer: 0
-kernel_launch_seconds: 0
-sources:
-  memory_bytes_per_second: made up
-  flops_per_second: made up
-  launches_per_layer: made up
-  kernel_launch_seconds: made up
+memory_bytes_per_second: {value: 1.0e+6, source: made up}
+flops_per_second: {value: 1.0e+15, source: made up}
+stacks:
+  none:
+    description: launches cost nothing
+    kernels_per_layer: {value: 0, source: made up}
+    kernels_outside: {value: 0, source: made up}
+    kernel_launch_seconds: {value: 0, source: made up}
 """
 
 

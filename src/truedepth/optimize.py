@@ -19,8 +19,8 @@ from truedepth.files import prepare_output, write_atomic
 from truedepth.journal import Journal
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.costs import CostModel, MeasuredCosts
-from truedepth.measuring.hardware import ProfileCosts
 from truedepth.measuring.machine import machine_record
+from truedepth.measuring.profile_costs import ProfileCosts
 from truedepth.measuring.speed import compare
 from truedepth.measuring.work import DecodeWork
 from truedepth.methods import build_method

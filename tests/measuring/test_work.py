@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from truedepth.errors import UsageError
-from truedepth.measuring.work import DecodeWork
+from truedepth.measuring.work import DecodeWork, PrefillWork
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 
@@ -121,3 +121,46 @@ def test_adapters_are_read_too(tiny_model: Callable[..., Any]) -> None:
 def test_wrong_numbers(tiny_model: Callable[..., Any], wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least 1"):
         DecodeWork.of(tiny_model("llama"), **wrong)
+
+
+def test_a_prompt_by_hand(tiny_model: Callable[..., Any]) -> None:
+    work = PrefillWork.of(tiny_model("llama"), prompt_tokens=10, batch=3)
+    layer = work.layers[3]
+    assert layer.weight_bytes == LAYER
+    assert layer.cache_bytes == 3 * 10 * CACHE_TOKEN
+    # Token i looks at i tokens: 55 pairs, of 4 heads of 8 numbers.
+    assert layer.flops == 3 * (10 * 2 * MATRICES + 4 * 55 * 32)
+    assert work.hidden_bytes == 3 * 10 * ROW
+    assert work.outside_bytes == OUTSIDE + 3 * 10 * ROW
+    assert work.outside_flops == 3 * 2 * 64 * 32  # logits of the last token only
+
+
+def test_a_prompt_of_one_token_is_a_decode_step(tiny_model: Callable[..., Any], family_name: str) -> None:
+    model = tiny_model(family_name)
+    prompt = PrefillWork.of(model, prompt_tokens=1, batch=2)
+    step = DecodeWork.of(model, context=1, batch=2)
+    assert (prompt.layers, prompt.outside_bytes, prompt.hidden_bytes) == (
+        step.layers,
+        step.outside_bytes,
+        step.hidden_bytes,
+    )
+
+
+def test_a_prompt_longer_than_the_window(tiny_model: Callable[..., Any]) -> None:
+    model = tiny_model("mistral")  # a window of 12
+    layer = PrefillWork.of(model, prompt_tokens=20).layers[0]
+    matrices = sum(tensor.numel() for tensor in model.model.layers[0].parameters() if tensor.dim() > 1)
+    assert layer.cache_bytes == 20 * CACHE_TOKEN
+    assert layer.flops == 20 * 2 * matrices + 4 * (sum(range(1, 12)) + 9 * 12) * 32
+
+
+def test_shapes_are_enough(tiny_model: Callable[..., Any], family_name: str) -> None:
+    model = tiny_model(family_name)
+    counted = DecodeWork.of(model, context=20, batch=2)
+    assert DecodeWork.of(model.to("meta"), context=20, batch=2) == counted
+
+
+@pytest.mark.parametrize("wrong", [{"prompt_tokens": 0}, {"prompt_tokens": 4, "batch": 0}])
+def test_wrong_prompts(tiny_model: Callable[..., Any], wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="at least 1"):
+        PrefillWork.of(tiny_model("llama"), **wrong)

@@ -13,10 +13,10 @@ from truedepth.cli.options import (
     json_option,
     load_model,
     loading_options,
-    model_argument,
     plan_options,
     print_json,
 )
+from truedepth.errors import UsageError
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan_text import read_plan
 
@@ -39,9 +39,11 @@ AT_LEAST_1 = click.IntRange(1)
         "truedepth measure smollm2-135m --plan run --text my.txt",
         "truedepth measure smollm2-135m --plan '0-19 (20|21) (22|23) 24-29' --form par --stages",
         "truedepth measure ./checkpoint --plan plan.yaml --batch 8 --prompt-tokens 512 --json",
+        "truedepth measure --profile -o here.yaml",
+        "torchrun --nproc-per-node 2 -m truedepth measure --profile -o two-ranks.yaml",
     )
 )
-@model_argument
+@click.argument("model", required=False)
 @plan_options
 @click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
 @click.option("--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt.")
@@ -55,10 +57,12 @@ AT_LEAST_1 = click.IntRange(1)
     metavar="FILE",
     help="Judge quality on this text (UTF-8).  [default: Python's own documentation and source]",
 )
+@click.option("--profile", is_flag=True, help="Measure the hardware profile of this machine instead of a model.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile to this file.")
 @loading_options
 @json_option
 def command(
-    model: str,
+    model: str | None,
     plan: str | None,
     form: Form | None,
     prefill: Prefill | None,
@@ -69,6 +73,8 @@ def command(
     stages: bool,
     quality: bool,
     text: Path | None,
+    profile: bool,
+    output: Path | None,
     as_json: bool,
     **loading: Any,
 ) -> None:
@@ -76,7 +82,15 @@ def command(
 
     Prints the medians of all runs, how the two compare run by run, and how much of the memory's bandwidth
     decoding uses: every new token reads all weights, so at 100 % only a smaller or shallower model is faster.
+
+    With --profile it measures the machine itself, for 'truedepth predict' and 'truedepth optimize --hardware': how
+    fast it reads weights, computes and starts kernels, and over several ranks what an all-reduce takes.
     """
+    if profile:
+        _measure_profile(model, plan, output, loading, as_json)
+        return
+    if model is None or output is not None:
+        raise UsageError("give a MODEL to measure, or --profile [-o FILE] to measure the machine itself")
     from rich.console import Console
 
     from truedepth.families import family_of
@@ -112,6 +126,16 @@ def command(
         console.print(_stage_table(name, measurement))
     if qualities:
         console.print(_quality_table(qualities))
+
+
+def _measure_profile(
+    model: str | None, plan: str | None, output: Path | None, loading: dict[str, Any], as_json: bool
+) -> None:
+    from truedepth.cli.measure_profile import measure_and_show
+
+    if model is not None or plan is not None:
+        raise UsageError("--profile measures the machine, whatever the model; leave out MODEL and --plan")
+    measure_and_show(output, loading["dtype"], loading["device"], as_json)
 
 
 def _qualities(loaded: LoadedModel, plans: dict[str, DepthPlan], text: Path | None) -> dict[str, Quality]:

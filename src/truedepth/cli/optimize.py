@@ -38,7 +38,7 @@ _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
 @click.option("--skip-only", is_flag=True, help="Only skip layers.")
 @click.option("--layers-parallel-only", is_flag=True, help="Only put layers side by side.")
 @click.option("--form", type=click.Choice(MOVES[1:]), help="Only this form of groups.  [default: both]")
-@click.option("--hardware", metavar="PROFILE", help="Plan for a hardware profile instead of this machine.")
+@click.option("--hardware", metavar="HARDWARE", help="Plan for this hardware instead of this machine, such as h100-x2.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
 @click.option(
     "--windows", metavar="C,V,R", help="Text windows a part reads.  [default: 3,12,12; with --lossless 8,4,8]"

@@ -1,90 +1,194 @@
-"""The cost of a plan on hardware that is described by a profile instead of being here.
+"""Hardware as a profile describes it: a YAML file of figures, each with its range and its source.
 
-The time of one decode step is the sum over stages of
-
-    max(bytes / bandwidth, flops / rate) + launches * launch time
-    + all-reduces * (latency + bytes / link rate)
-
-with tensor parallelism over the profile's devices. `docs/measuring.md` describes the profile file.
+A profile says what one device is, how such devices are linked, and under the name of a software stack what that adds
+to every kernel and every all-reduce. `docs/costs.md` describes the file and those that are shipped.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import itertools
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from statistics import mean
-from typing import TYPE_CHECKING
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from truedepth.errors import UsageError
-from truedepth.plan import FORMS, DepthPlan, Form, Stage
-from truedepth.results import CostRecord
+from truedepth.measuring.formula import Machine
 from truedepth.yaml_files import parse_yaml, read_yaml
 
-if TYPE_CHECKING:
-    from torch import nn
+End = Literal["value", "low", "high"]
 
-    from truedepth.measuring.work import DecodeWork, LayerWork
+HARDWARE_WORDS = "NAME, NAMExN for N devices, or a profile file; with :STACK for another software stack"
+"""What `load_hardware` takes, for help texts and messages."""
 
 _WHAT = "a hardware profile"
-_ALL_REDUCE_FIELDS = ("all_reduce_latency_seconds", "link_bytes_per_second")
+_COUNT = re.compile(r"(.*?)-?x([0-9]{1,4})")
 
 
-class HardwareProfile(BaseModel):
-    """What the cost formula must know of a machine. Every figure has its source."""
-
+class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    description: str = Field(description="one line: which devices, how they are linked")
-    devices: int = Field(ge=1, description="devices that share the model by tensor parallelism")
-    bytes_per_value: float = Field(gt=0, description="width of weights, cache and activations: 2 for bfloat16")
-    memory_bytes_per_second: float = Field(gt=0, description="memory bandwidth of one device")
-    flops_per_second: float = Field(gt=0, description="matrix arithmetic of one device at that width")
-    launches_per_layer: int = Field(ge=0, description="kernels of one decoder layer, all-reduces apart")
-    kernel_launch_seconds: float = Field(ge=0, description="what each kernel adds to a step")
-    all_reduce_latency_seconds: float | None = Field(
-        default=None, ge=0, description="an all-reduce of nothing; needed with more than one device"
-    )
-    link_bytes_per_second: float | None = Field(
-        default=None, gt=0, description="bytes of an all-reduce over its time without the latency"
-    )
-    sources: dict[str, str] = Field(description="for each of the figures above, where it comes from")
+
+class Figure(_Group):
+    """A number, how far it may be off, and where it comes from."""
+
+    value: float = Field(ge=0, description="what predictions are made with")
+    low: float | None = Field(default=None, ge=0, description="the least it may be; left out: certain")
+    high: float | None = Field(default=None, ge=0, description="the most it may be; left out: certain")
+    source: str = Field(min_length=1, description="data sheet, measurement, or assumption with its reason")
 
     @model_validator(mode="after")
-    def _complete(self) -> HardwareProfile:
-        missing = [name for name in _ALL_REDUCE_FIELDS if getattr(self, name) is None]
-        if self.devices > 1 and missing:
-            raise ValueError(f"{self.devices} devices need the field '{missing[0]}'")
-        figures = [name for name in self.figures() if getattr(self, name) is not None]
-        for name in figures:
-            if name not in self.sources:
-                raise ValueError(f"the field '{name}' has no source; name one under 'sources'")
-        for name in self.sources:
-            if name not in figures:
-                raise ValueError(f"'sources' names '{name}', which is not one of: {', '.join(figures)}")
+    def _ordered(self) -> Figure:
+        if not self.at("low") <= self.value <= self.at("high"):
+            raise ValueError(f"low {self.at('low'):g}, value {self.value:g} and high {self.at('high'):g} must ascend")
         return self
 
-    @classmethod
-    def figures(cls) -> tuple[str, ...]:
-        """The fields that need a source."""
-        chosen = ("description", "devices", "bytes_per_value", "sources")
-        return tuple(name for name in cls.model_fields if name not in chosen)
+    def at(self, end: End) -> float:
+        """The value, or one end of its range."""
+        found = {"value": self.value, "low": self.low, "high": self.high}[end]
+        return self.value if found is None else found
 
-    def all_reduce_seconds(self, payload_bytes: float) -> float:
-        """One all-reduce of `payload_bytes` over all devices; nothing on a single device."""
-        if self.devices == 1:
-            return 0.0
-        assert self.all_reduce_latency_seconds is not None and self.link_bytes_per_second is not None
-        return self.all_reduce_latency_seconds + payload_bytes / self.link_bytes_per_second
+    @property
+    def ends(self) -> tuple[End, ...]:
+        """The ends of the range; the value alone where there is none."""
+        return ("low", "high") if self.at("low") < self.at("high") else ("value",)
 
-    def work_seconds(self, read_bytes: float, flops: float, devices: int) -> float:
-        """Reading and computing, evenly spread over `devices`, whichever takes longer."""
-        return max(read_bytes / self.memory_bytes_per_second, flops / self.flops_per_second) / devices
+
+class Rate(Figure):
+    """A figure that is divided by, and so must not be zero."""
+
+    value: float = Field(gt=0, description="what predictions are made with")
+    low: float | None = Field(default=None, gt=0, description="the least it may be; left out: certain")
+
+
+class Link(_Group):
+    """How devices are linked."""
+
+    devices: int = Field(default=2, ge=2, description="for how many devices the figures of all-reduces are")
+    bytes_per_second: Rate = Field(description="bytes of an all-reduce over its time without the latency")
+    further_device_seconds: Figure | None = Field(
+        default=None, description="what each further device adds to the latency; left out: no other number of devices"
+    )
+
+
+class Stack(_Group):
+    """What software adds to the work of the device."""
+
+    description: str = Field(description="one line: which kind of program")
+    kernels_per_layer: Figure = Field(description="kernels of one decoder layer, all-reduces apart")
+    kernels_outside: Figure = Field(description="kernels of a pass besides its layers, all-reduces apart")
+    kernel_launch_seconds: Figure = Field(description="what each kernel adds to a pass")
+    all_reduce_latency_seconds: Figure | None = Field(
+        default=None, description="an all-reduce of nothing; needed with more than one device"
+    )
+    outside_all_reduces: int = Field(
+        default=1, ge=0, description="all-reduces besides those of stages; 1 where the embedding is sharded"
+    )
+
+
+class HardwareProfile(_Group):
+    """What the cost formula must know of a machine."""
+
+    description: str = Field(description="one line: which device, and how such devices are linked")
+    devices: int = Field(default=1, ge=1, description="devices that share the model unless another number is asked for")
+    bytes_per_value: float = Field(gt=0, description="width of weights, cache and activations: 2 for bfloat16")
+    memory_bytes_per_second: Rate = Field(description="rate at which one device reads weights")
+    flops_per_second: Rate = Field(description="matrix arithmetic of one device at that width")
+    stacks: dict[str, Stack] = Field(min_length=1, description="software by name; the first is used unless named")
+    link: Link | None = Field(default=None, description="needed with more than one device")
+
+    @model_validator(mode="after")
+    def _linked(self) -> HardwareProfile:
+        for stack in self.stacks:
+            self.require(self.devices, stack)
+        return self
+
+    def require(self, devices: int, stack: str) -> None:
+        """Refuse a number of devices that the profile says too little about.
+
+        Raises:
+            ValueError: what is missing.
+        """
+        if devices == 1:
+            return
+        if self.link is None:
+            raise ValueError(f"{devices} devices need the field 'link', which says how they are linked")
+        if self.stacks[stack].all_reduce_latency_seconds is None:
+            raise ValueError(f"{devices} devices need the field 'all_reduce_latency_seconds' in the stack '{stack}'")
+        if devices != self.link.devices and self.link.further_device_seconds is None:
+            raise ValueError(
+                f"the link is described for {self.link.devices} devices; {devices} need the field "
+                "'further_device_seconds' in 'link'"
+            )
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A profile, a number of devices and a stack: all that times depend on.
+
+    Attributes:
+        name: what the user called it.
+        profile: the figures.
+        devices: devices that share the model by tensor parallelism.
+        stack: the name of one of the profile's stacks.
+    """
+
+    name: str
+    profile: HardwareProfile
+    devices: int
+    stack: str
+
+    @property
+    def machine(self) -> Machine:
+        """The formula's numbers, at the values of all figures."""
+        return self._machine(dict.fromkeys(self._figures, "value"))
+
+    @property
+    def corners(self) -> tuple[Machine, ...]:
+        """The formula's numbers with every figure at one end of its range, in every combination."""
+        names, ends = self._figures.keys(), (figure.ends for figure in self._figures.values())
+        return tuple(self._machine(dict(zip(names, chosen, strict=True))) for chosen in itertools.product(*ends))
+
+    @property
+    def _figures(self) -> dict[str, Figure]:
+        profile, stack = self.profile, self.profile.stacks[self.stack]
+        figures: dict[str, Figure | None] = {
+            "memory": profile.memory_bytes_per_second,
+            "flops": profile.flops_per_second,
+            "kernels_per_layer": stack.kernels_per_layer,
+            "kernels_outside": stack.kernels_outside,
+            "launch": stack.kernel_launch_seconds,
+        }
+        if self.devices > 1 and profile.link is not None:
+            figures["latency"] = stack.all_reduce_latency_seconds
+            figures["link"] = profile.link.bytes_per_second
+            if self.devices != profile.link.devices:
+                figures["further"] = profile.link.further_device_seconds
+        return {name: figure for name, figure in figures.items() if figure is not None}
+
+    def _machine(self, ends: dict[str, End]) -> Machine:
+        at = {name: figure.at(ends[name]) for name, figure in self._figures.items()}
+        link = self.profile.link
+        base = link.devices if link else 2
+        # A ring sends every byte 2 (N - 1) / N times over each link.
+        share = ((base - 1) / base) / ((self.devices - 1) / self.devices) if self.devices > 1 else 1.0
+        latency = at.get("latency", 0.0) + (self.devices - base) * at.get("further", 0.0)
+        return Machine(
+            devices=self.devices,
+            memory_bytes_per_second=at["memory"],
+            flops_per_second=at["flops"],
+            kernels_per_layer=at["kernels_per_layer"],
+            kernels_outside=at["kernels_outside"],
+            kernel_launch_seconds=at["launch"],
+            outside_all_reduces=self.profile.stacks[self.stack].outside_all_reduces,
+            all_reduce_seconds=max(0.0, latency),
+            link_bytes_per_second=share * at.get("link", float("inf")),
+        )
 
 
 def shipped_profiles() -> tuple[str, ...]:
@@ -92,117 +196,54 @@ def shipped_profiles() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in _shipped()))
 
 
-def load_profile(name: str) -> HardwareProfile:
-    """A shipped profile by its name, or a profile file by its path.
+def load_hardware(text: str, devices: int | None = None) -> Hardware:
+    """The hardware that a user means.
+
+    Args:
+        text: the name of a shipped profile or the path of a profile file; `-xN` or `xN` behind a name says how many
+            devices, `:STACK` behind either which software: `h100-x2`, `a100-nvlink-x2:eager`, `mine.yaml`.
+        devices: overrides the number of devices.
 
     Raises:
-        UsageError: there is no such profile (the shipped ones are listed), or the file is malformed (the
-            field is named).
+        UsageError: there is no such profile or stack (those that there are are listed), the file is malformed (the
+            field is named), or the profile does not describe a link of so many devices.
     """
-    for entry in _shipped():
-        if entry.name == f"{name}.yaml":
-            return parse_yaml(entry.read_text("utf-8"), name, HardwareProfile, _WHAT, UsageError)
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(
-            f"there is no hardware profile '{name}'; give the path of a profile file, or one of the shipped "
-            f"profiles: {', '.join(shipped_profiles())}"
-        )
-    return read_yaml(path, HardwareProfile, _WHAT, UsageError)
+    place, stack = (text, None) if Path(text).is_file() else _without_stack(text)
+    profile, counted = _find(place)
+    if stack is None:
+        stack = next(iter(profile.stacks))
+    if stack not in profile.stacks:
+        raise UsageError(f"the profile '{place}' has no stack '{stack}'; it has: {', '.join(profile.stacks)}")
+    count = next(number for number in (devices, counted, profile.devices) if number is not None)
+    if count < 1:
+        raise UsageError(f"'{text}' asks for {count} devices; give at least 1")
+    try:
+        profile.require(count, stack)
+    except ValueError as error:
+        raise UsageError(f"the profile '{place}' cannot say what {count} devices do: {error}") from None
+    return Hardware(text, profile, count, stack)
 
 
-@dataclass(frozen=True)
-class ProfileCosts:
-    """The `CostModel` of a hardware profile (see `truedepth.measuring.costs`).
+def _without_stack(text: str) -> tuple[str, str | None]:
+    place, colon, stack = text.rpartition(":")
+    return (place, stack) if colon else (text, None)
 
-    A group in form lp is one wide layer: the launches of one layer, two all-reduces. A group in form par
-    runs whole layers on the devices, as evenly as whole layers go, with one all-reduce; the device with the
-    most layers sets the time. A single layer is sharded over all devices, with two all-reduces. Outside the
-    stages a step reads the sharded LM head and final norm, and adds up the vocabulary-parallel embedding
-    with one more all-reduce.
 
-    Attributes:
-        name: what the user called the profile.
-        profile: the machine.
-        work: the model's decode step, counted with the profile's `bytes_per_value`.
-    """
-
-    name: str
-    profile: HardwareProfile
-    work: DecodeWork
-
-    @classmethod
-    def of(cls, model: nn.Module, hardware: str, *, context: int, batch: int = 1) -> ProfileCosts:
-        """The costs of a model on the hardware that `load_profile` finds under a name or path.
-
-        Args:
-            model, context, batch: see `DecodeWork.of`.
-
-        Raises:
-            UsageError: see `load_profile` and `DecodeWork.of`.
-            UnsupportedModelError: the model's family is unknown.
-        """
-        from truedepth.measuring.work import DecodeWork
-
-        profile = load_profile(hardware)
-        width = profile.bytes_per_value
-        work = DecodeWork.of(model, context=context, batch=batch, bytes_per_value=width)
-        return cls(hardware, profile, work)
-
-    def decode_seconds(self, plan: DepthPlan) -> float:
-        """See `CostModel`."""
-        return self.fixed_seconds + sum(self._stage_seconds(stage, plan.form) for stage in plan.stages)
-
-    def speedup(self, plan: DepthPlan) -> float:
-        """See `CostModel`."""
-        return self.decode_seconds(DepthPlan.full(plan.num_layers)) / self.decode_seconds(plan)
-
-    def worth(self, form: Form) -> bool:
-        """See `CostModel`. A profile has no noise: any gain counts."""
-        if len(self.work.layers) < 2:
-            return False
-        pair, two = self._pair_seconds(form), 2 * self._layer_seconds()
-        return pair < two and not math.isclose(pair, two)
-
-    def record(self) -> CostRecord:
-        """See `CostModel`. Layers and pairs of neighbours are averaged over the model."""
-        pairs = {form: self._pair_seconds(form) for form in FORMS} if len(self.work.layers) > 1 else {}
-        shares = [f"{form} {seconds / self._layer_seconds() / 2:.0%}" for form, seconds in pairs.items()]
-        found = ", ".join(shares) or "the model has none"
-        return CostRecord(
-            source=self.name,
-            fixed_seconds=self.fixed_seconds,
-            layer_seconds=self._layer_seconds(),
-            pair_seconds=pairs,
-            note=f"By the profile, pairs take this share of the time of two layers: {found}.",
-        )
-
-    @property
-    def fixed_seconds(self) -> float:
-        """A step without its stages."""
-        profile, work = self.profile, self.work
-        read = profile.work_seconds(work.outside_bytes, work.outside_flops, profile.devices)
-        return read + profile.all_reduce_seconds(work.hidden_bytes)
-
-    def _stage_seconds(self, stage: Stage, form: Form) -> float:
-        profile, layers = self.profile, self.work.stage_layers(stage)
-        all_reduce = profile.all_reduce_seconds(self.work.hidden_bytes)
-        launches = profile.launches_per_layer * profile.kernel_launch_seconds
-        if stage.is_group and form == "par":
-            shares = [layers[rank :: profile.devices] for rank in range(profile.devices)]
-            return max(self._seconds(own, 1) + len(own) * launches for own in shares) + all_reduce
-        return self._seconds(layers, profile.devices) + launches + 2 * all_reduce
-
-    def _seconds(self, layers: Sequence[LayerWork], devices: int) -> float:
-        read = sum(layer.read_bytes for layer in layers)
-        return self.profile.work_seconds(read, sum(layer.flops for layer in layers), devices)
-
-    def _layer_seconds(self) -> float:
-        return mean(self._stage_seconds(Stage((layer,)), "lp") for layer in range(len(self.work.layers)))
-
-    def _pair_seconds(self, form: Form) -> float:
-        count = len(self.work.layers) - 1
-        return mean(self._stage_seconds(Stage((layer, layer + 1)), form) for layer in range(count))
+def _find(place: str) -> tuple[HardwareProfile, int | None]:
+    """The profile, and the number of devices that stands behind its name."""
+    path = Path(place)
+    if path.is_file():
+        return read_yaml(path, HardwareProfile, _WHAT, UsageError), None
+    counted = _COUNT.fullmatch(place)
+    for name, devices in ((place, None), (counted[1], int(counted[2])) if counted else (place, None)):
+        for entry in _shipped():
+            if entry.name == f"{name}.yaml":
+                text = entry.read_text("utf-8")
+                return parse_yaml(text, name, HardwareProfile, _WHAT, UsageError), devices
+    raise UsageError(
+        f"there is no hardware profile '{place}'; give the path of a profile file, or one of the shipped "
+        f"profiles: {', '.join(shipped_profiles())}"
+    )
 
 
 def _shipped() -> Iterator[Traversable]:

@@ -79,6 +79,48 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
     return _load_from_hub(source, options)
 
 
+def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model on the meta device: its configuration and all shapes, without reading weights or fetching them.
+
+    Args:
+        source: as for `load`; of a folder or a hub model, `config.json` is enough.
+
+    Raises:
+        UsageError: an empty `source`.
+        UnsupportedModelError: a family or GGUF architecture that truedepth cannot work with.
+        ModelLoadError: the configuration cannot be found, or makes no model.
+    """
+    if not source.strip():
+        raise UsageError("no model was named; give an embedded model, a folder, a .gguf file or a hub id")
+    with quiet_transformers():
+        config = _config(source, trust_remote_code)
+        if config.num_hidden_layers < 1:
+            raise ModelLoadError(f"the configuration of '{source}' says {config.num_hidden_layers} layers; use its own")
+        return _blank(config, trust_remote_code)
+
+
+def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
+    from truedepth.families import family_of
+    from truedepth.models.checkpoint import read_config
+    from truedepth.models.gguf.architectures import config_of
+    from truedepth.models.gguf.file import read_gguf
+    from truedepth.models.hub import fetch_config
+
+    path = Path(source).expanduser()
+    if embedded := embedded_model(source):
+        path = embedded.require()
+    if path.suffix.lower() == GGUF_SUFFIX and path.is_file():
+        config = config_of(read_gguf(path))
+        family_of(config)
+        return config
+    if not path.is_dir():
+        if path.is_file():
+            raise ModelLoadError(f"{path} is a file that says nothing of shapes; give a folder or a .gguf file")
+        _refuse_missing(source)
+        path = fetch_config(source, trust_remote_code=trust_remote_code)
+    return read_config(path, trust_remote_code=trust_remote_code)
+
+
 def _load_file(path: Path, source: str, options: _Options) -> LoadedModel:
     if path.suffix.lower() != GGUF_SUFFIX:
         hint = "give the folder that holds it" if path.suffix == ".safetensors" else "give a folder or a .gguf file"
@@ -146,12 +188,12 @@ def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrained
 
     if config.num_hidden_layers < 1:
         raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
-    blank = _blank(config, options)
+    blank = _blank(config, options.trust_remote_code)
     require_memory(name, blank, options.dtype, options.device)
     return blank
 
 
-def _blank(config: PreTrainedConfig, options: _Options) -> PreTrainedModel:
+def _blank(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
     """The model on the meta device: all shapes, no memory."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -159,7 +201,7 @@ def _blank(config: PreTrainedConfig, options: _Options) -> PreTrainedModel:
     auto: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            blank: PreTrainedModel = auto.from_config(config, trust_remote_code=options.trust_remote_code)
+            blank: PreTrainedModel = auto.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:
         # A configuration can ask for anything, and models fail over it in as many ways.
         raise ModelLoadError(
