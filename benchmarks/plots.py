@@ -3,7 +3,8 @@
     python benchmarks/plots.py docs
 
 draws what it finds beside this file: `layerskip-parsing.json`, `layerskip-source.json`, `layerskip-gsm8k.json`,
-`recovery.json` and `draft_head.json`. Needs matplotlib: pip install 'truedepth[plots]'.
+`recovery.json`, `draft_head.json`, `predicted.json` and `slow_link.json`. Needs matplotlib: pip install
+'truedepth[plots]'.
 """
 
 from __future__ import annotations
@@ -65,6 +66,44 @@ def draft_head(record: Record, axes: list[Axes]) -> None:
     axes[0].set_xlabel("tokens a second, over plain decoding")
 
 
+def predicted(record: Record, axes: list[Axes]) -> None:
+    """Tokens a second that were predicted and measured here, and the range of the prediction."""
+    for axis, phase in zip(axes, ("decode", "prefill"), strict=True):
+        rows = record["rows"]
+        names = [f"{row['plan']}, batch {row['batch']}" for row in rows]
+        places = range(len(rows))
+        foretold = [row[phase]["predicted"]["tokens_per_second"] for row in rows]
+        middle = [own["value"] for own in foretold]
+        ends = [[own["value"] - own["low"] for own in foretold], [own["high"] - own["value"] for own in foretold]]
+        axis.errorbar(middle, places, xerr=ends, fmt="o", color=ORANGE, capsize=3, label="predicted")
+        measured = [row[phase]["measured"]["median"] for row in rows]
+        axis.plot(measured, places, "D", color=GREEN, label="measured")
+        axis.set_yticks(list(places), names)
+        axis.invert_yaxis()
+        axis.set(title=phase, xlabel="tokens a second", xlim=(0, None))
+        axis.legend(frameon=False)
+
+
+def slow_link(record: Record, axes: list[Axes]) -> None:
+    """Speedups of paired plans on two ranks by the delay of their link: measured, and predicted with its range."""
+    for axis, form in zip(axes, ("lp", "par"), strict=True):
+        names = [name for name in record["plans"] if name.endswith(form)]
+        for name, colour in zip(names, (GREEN, ORANGE), strict=True):
+            rows = [row for row in record["rows"] if row["plan"] == name]
+            delays = [1e6 * row["delay_seconds"] for row in rows]
+            foretold = [row["predicted"]["speedup"] for row in rows]
+            lows, highs = [own["low"] for own in foretold], [own["high"] for own in foretold]
+            axis.fill_between(delays, lows, highs, color=colour, alpha=0.15, linewidth=0)
+            axis.plot(delays, [own["value"] for own in foretold], color=colour, label=f"{name}, predicted")
+            ratios = [row["measured"]["ratio"] for row in rows]
+            middle = [own["median"] for own in ratios]
+            ends = [[own["median"] - own["low"] for own in ratios], [own["high"] - own["median"] for own in ratios]]
+            axis.errorbar(delays, middle, yerr=ends, fmt="o", color=colour, capsize=3, label=f"{name}, measured")
+        axis.set_xscale("symlog", linthresh=50)
+        axis.set(title=f"form {form}", xlabel="delay each way (\N{MICRO SIGN}s)", ylabel="speedup over unpaired")
+        axis.legend(frameon=False, fontsize=7)
+
+
 def _bars(axis: Axes, found: Mapping[str, float]) -> None:
     bars = axis.barh([name.replace("_", " ") for name in found], list(found.values()), color=GREEN)
     axis.bar_label(bars, fmt="%.2fx", padding=3, fontsize=8)
@@ -79,6 +118,8 @@ PICTURES: dict[str, tuple[Callable[[Record, list[Axes]], None], int]] = {
     "layerskip-gsm8k": (exits, 2),
     "recovery": (recovery, 3),
     "draft_head": (draft_head, 1),
+    "predicted": (predicted, 2),
+    "slow_link": (slow_link, 2),
 }
 """By the name of the figures' file: what draws it, and into how many charts."""
 

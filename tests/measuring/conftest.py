@@ -33,6 +33,7 @@ def fields() -> dict[str, Any]:
                 "kernels_per_layer": _figure(0),
                 "kernels_outside": _figure(0),
                 "kernel_launch_seconds": _figure(0),
+                "all_reduce_latency_seconds": _figure(0.5),
             },
         },
         "link": {"bytes_per_second": _figure(20.0), "further_device_seconds": _figure(1.0)},

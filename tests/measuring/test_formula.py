@@ -65,6 +65,14 @@ def test_one_device_has_no_all_reduces() -> None:
     assert all_reduces(DepthPlan.full(6), alone) == 0
 
 
+@pytest.mark.parametrize(("devices", "notation", "kernels"), [(1, "(0|1)", 8), (2, "(0|1)", 4), (2, "(0|1|2)", 8)])
+def test_layers_of_a_group_that_is_not_fused_are_launched_one_by_one(devices: int, notation: str, kernels: int) -> None:
+    machine = replace(MACHINE, devices=devices, fused_groups=False)
+    parts = pass_parts(WORK, DepthPlan.parse(notation, 6), machine)
+    assert parts.launches == pytest.approx((2 + kernels) * 0.25)
+    assert pass_parts(WORK, DepthPlan.parse("(0+1)", 6), machine).launches == pytest.approx((2 + 4) * 0.25)
+
+
 def test_parts_say_what_bounds_a_stage() -> None:
     busy = LayerWork(weight_bytes=500, cache_bytes=100, flops=20_000)
     work = replace(WORK, layers=(busy, LAYER))
@@ -90,6 +98,7 @@ def machines(draw: st.DrawFn) -> Machine:
         outside_all_reduces=draw(st.integers(0, 2)),
         all_reduce_seconds=draw(times),
         link_bytes_per_second=draw(rates),
+        fused_groups=draw(st.booleans()),
     )
 
 

@@ -33,7 +33,7 @@ def written(fields: dict[str, Any], tmp_path: Path) -> Callable[..., Path]:
             else:
                 group[name] = value
         file = tmp_path / "mine.yaml"
-        file.write_text(yaml.safe_dump(changed))
+        file.write_text(yaml.safe_dump(changed, sort_keys=False))
         return file
 
     return write
@@ -44,9 +44,11 @@ def test_a_file_its_stacks_and_devices(written: Callable[..., Path]) -> None:
     found = load_hardware(str(file))
     assert (found.devices, found.stack) == (2, "plain")
     assert found.machine.all_reduce_seconds == 2
-    assert load_hardware(f"{file}:plain", devices=1).machine.all_reduce_seconds == 0
-    fast = load_hardware(f"{file}:plain", devices=1)
-    assert (fast.devices, fast.machine.kernel_launch_seconds) == (1, 0.25)
+    assert found.machine.fused_groups
+    alone = load_hardware(str(file), devices=1)
+    assert (alone.devices, alone.machine.all_reduce_seconds) == (1, 0)
+    fast = load_hardware(f"{file}:fast")
+    assert (fast.stack, fast.machine.all_reduce_seconds) == ("fast", 0.5)
 
 
 def test_more_devices_go_round_a_longer_ring(written: Callable[..., Path]) -> None:
@@ -82,7 +84,7 @@ def test_corners_are_all_combinations_of_ends(written: Callable[..., Path]) -> N
 def test_shipped_profiles_have_ranges_sources_and_a_row_in_the_documentation(name: str) -> None:
     found = load_hardware(f"{name}-x2")
     figures = list(_figures(found.profile))
-    assert len(figures) >= 8
+    assert len(figures) >= 7
     for figure in figures:
         assert figure.at("low") < figure.at("high"), figure
         assert len(figure.source) > 20

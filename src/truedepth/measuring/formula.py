@@ -10,6 +10,7 @@ all-reduce. `docs/costs.md` says what is counted where.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -33,6 +34,8 @@ class Machine:
         outside_all_reduces: all-reduces of a pass besides those of its stages.
         all_reduce_seconds: an all-reduce of nothing over all devices.
         link_bytes_per_second: bytes of an all-reduce over its time without the latency.
+        fused_groups: whether a group in form lp has the kernels of one layer; else each device launches those of its
+            share of the layers.
     """
 
     devices: int
@@ -44,6 +47,7 @@ class Machine:
     outside_all_reduces: int = 0
     all_reduce_seconds: float = 0.0
     link_bytes_per_second: float = float("inf")
+    fused_groups: bool = True
 
     def work(self, read_bytes: float, flops: float, devices: int) -> Parts:
         """Reading and computing, evenly spread over `devices`, whichever takes longer."""
@@ -102,17 +106,21 @@ def outside_parts(work: ForwardWork, machine: Machine) -> Parts:
 def stage_parts(work: ForwardWork, stage: Stage, form: Form, machine: Machine) -> Parts:
     """One stage.
 
-    A group in form lp is one wide layer: the kernels of one layer, two all-reduces. A group in form par runs whole
-    layers on the devices, as evenly as whole layers go, with one all-reduce; the device with the most layers sets the
-    time. A single or merged layer is sharded over all devices, with two all-reduces.
+    A group in form lp is one wide layer, with two all-reduces, and with the kernels of one layer if it is fused. A group
+    in form par runs whole layers on the devices, as evenly as whole layers go, with one all-reduce; the device with the
+    most layers sets the time. A single or merged layer is sharded over all devices, with two all-reduces.
     """
     layers = work.stage_layers(stage)
     if stage.is_group and form == "par":
         shares = [layers[rank :: machine.devices] for rank in range(machine.devices)]
         slowest = max((_device_parts(own, machine) for own in shares), key=lambda parts: parts.seconds)
         return slowest + machine.all_reduces(1, work.hidden_bytes)
-    spread = machine.work(*_total(layers), machine.devices)
-    return spread + machine.launches(machine.kernels_per_layer) + machine.all_reduces(2, work.hidden_bytes)
+    launched = 1 if machine.fused_groups else math.ceil(len(layers) / machine.devices)
+    return (
+        machine.work(*_total(layers), machine.devices)
+        + machine.launches(launched * machine.kernels_per_layer)
+        + machine.all_reduces(2, work.hidden_bytes)
+    )
 
 
 def all_reduces(plan: DepthPlan, machine: Machine) -> int:

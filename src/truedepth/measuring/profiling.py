@@ -100,6 +100,7 @@ def _stack(launches: LaunchCosts, latency: Range | None) -> Stack:
         all_reduce_latency_seconds=_latency(latency) if latency is not None else None,
         # The embedding of our own run is whole on every rank.
         outside_all_reduces=0,
+        fused_groups=False,
     )
 
 
