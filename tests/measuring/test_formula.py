@@ -27,7 +27,9 @@ MACHINE = Machine(
 )
 # A layer: 600 bytes in 6 s on one device, 3 s on two; 2000 flops in 2 s: reading takes longer.
 LAYER = LayerWork(weight_bytes=500, cache_bytes=100, flops=2000)
-WORK = DecodeWork((LAYER,) * 6, outside_bytes=400, outside_flops=10, hidden_bytes=10, batch=1, context=8)
+WORK = DecodeWork(
+    (LAYER,) * 6, outside_bytes=400, outside_flops=10, hidden_bytes=10, logits_bytes=8, batch=1, context=8
+)
 
 FIXED = 400 / 100 / 2 + 2 * 0.25 + 2.5  # the head's share, two kernels, the embedding's all-reduce: 2 + 10/20
 SINGLE = 6 / 2 + 4 * 0.25 + 2 * 2.5
@@ -81,6 +83,13 @@ def test_parts_say_what_bounds_a_stage() -> None:
     assert parts.seconds == pytest.approx(30)
 
 
+def test_gathering_the_logits_is_half_an_all_reduce_of_them() -> None:
+    gathering = replace(MACHINE, gathers_logits=True)
+    before, after = (pass_parts(WORK, DepthPlan.full(6), machine) for machine in (MACHINE, gathering))
+    assert after.all_reduces - before.all_reduces == pytest.approx((2 + 8 / 20) / 2)
+    assert after == replace(before, all_reduces=after.all_reduces)
+
+
 layers = st.builds(LayerWork, st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 10**12))
 rates = st.floats(1e6, 1e15)
 times = st.floats(0, 1e-2)
@@ -98,6 +107,7 @@ def machines(draw: st.DrawFn) -> Machine:
         outside_all_reduces=draw(st.integers(0, 2)),
         all_reduce_seconds=draw(times),
         link_bytes_per_second=draw(rates),
+        gathers_logits=draw(st.booleans()),
         fused_groups=draw(st.booleans()),
     )
 
@@ -105,8 +115,8 @@ def machines(draw: st.DrawFn) -> Machine:
 @st.composite
 def works(draw: st.DrawFn) -> DecodeWork:
     found = tuple(draw(st.lists(layers, min_size=2, max_size=8)))
-    outside, flops, hidden = (draw(st.integers(1, 10**9)) for _ in range(3))
-    return DecodeWork(found, outside, flops, hidden, batch=1, context=1)
+    outside, flops, hidden, logits = (draw(st.integers(1, 10**9)) for _ in range(4))
+    return DecodeWork(found, outside, flops, hidden, logits, batch=1, context=1)
 
 
 def plans(draw: Any, depth: int) -> DepthPlan:
@@ -152,7 +162,7 @@ def test_skipping_is_never_slower(data: st.DataObject, work: DecodeWork, machine
 @given(st.data(), works(), machines())
 def test_all_reduces_by_formula(data: st.DataObject, work: DecodeWork, machine: Machine) -> None:
     plan = plans(data.draw, len(work.layers))
-    unit = replace(machine, all_reduce_seconds=1.0, link_bytes_per_second=float("inf"))
+    unit = replace(machine, gathers_logits=False, all_reduce_seconds=1.0, link_bytes_per_second=float("inf"))
     singles, groups = len(plan.stages) - len(plan.groups), len(plan.groups)
     expected = machine.outside_all_reduces + 2 * singles + (1 if plan.form == "par" else 2) * groups
     counted = 0 if machine.devices == 1 else expected

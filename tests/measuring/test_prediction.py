@@ -32,6 +32,7 @@ def test_decode_by_hand(tiny_model: Callable[..., Any], hardware: Hardware) -> N
     layer = max((LAYER + 2 * 10 * 2 * 2 * 2 * 8) / 100, 2 * (2 * MATRICES + 4 * 10 * 32) / 1000) / 2
     reduce = 2 + (2 * 2 * 32) / 20
     outside = (2 * (64 * 32 + 32) + 2 * 2 * 32) / 100 / 2 + 2 * 0.25 + reduce
+    outside += (2 + (2 * 2 * 64) / 20) / 2  # gathering the logits
     full = outside + 6 * (layer + 1 + 2 * reduce)
     paired = outside + 6 * layer + 4 * (1 + 2 * reduce)
     assert found.plans[UNMODIFIED].decode.seconds.value == pytest.approx(full)

@@ -17,8 +17,10 @@ from truedepth.measuring.work import DecodeWork, LayerWork
 from truedepth.plan import DepthPlan
 
 LAYER = LayerWork(weight_bytes=500, cache_bytes=100, flops=2000)
-WORK = DecodeWork((LAYER,) * 6, outside_bytes=400, outside_flops=10, hidden_bytes=10, batch=1, context=8)
-FIXED = 400 / 100 / 2 + 2 * 0.25 + 2.5
+WORK = DecodeWork(
+    (LAYER,) * 6, outside_bytes=400, outside_flops=10, hidden_bytes=10, logits_bytes=8, batch=1, context=8
+)
+FIXED = 400 / 100 / 2 + 2 * 0.25 + 2.5 + (2 + 8 / 20) / 2
 SINGLE = 6 / 2 + 4 * 0.25 + 2 * 2.5
 
 

@@ -32,6 +32,7 @@ def test_counts_by_hand(tiny_model: Callable[..., Any]) -> None:
     assert work.outside_bytes == OUTSIDE + ROW
     assert work.outside_flops == 2 * 64 * 32
     assert work.hidden_bytes == ROW
+    assert work.logits_bytes == 4 * 64
     assert work.bytes_per_token(FULL) == 6 * (LAYER + 10 * CACHE_TOKEN) + OUTSIDE + ROW
 
 
@@ -132,6 +133,7 @@ def test_a_prompt_by_hand(tiny_model: Callable[..., Any]) -> None:
     assert layer.flops == 3 * (10 * 2 * MATRICES + 4 * 55 * 32)
     assert work.hidden_bytes == 3 * 10 * ROW
     assert work.outside_bytes == OUTSIDE + 3 * 10 * ROW
+    assert work.logits_bytes == 3 * 4 * 64
     assert work.outside_flops == 3 * 2 * 64 * 32  # logits of the last token only
 
 

@@ -29,11 +29,13 @@ def ranks() -> int:
 def group(device: torch.device) -> Iterator[int]:
     """The ranks of this run as a process group, over NCCL on CUDA devices and gloo elsewhere; yields our rank.
 
+    Uses the group that there is, if there is one.
+
     Raises:
         TruedepthError: the ranks do not find each other.
     """
-    if ranks() == 1:
-        yield 0
+    if ranks() == 1 or dist.is_initialized():
+        yield 0 if ranks() == 1 else dist.get_rank()
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

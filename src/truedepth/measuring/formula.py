@@ -32,6 +32,7 @@ class Machine:
             apart.
         kernel_launch_seconds: what each kernel adds to a pass.
         outside_all_reduces: all-reduces of a pass besides those of its stages.
+        gathers_logits: whether the devices gather the logits, of which each has computed a part.
         all_reduce_seconds: an all-reduce of nothing over all devices.
         link_bytes_per_second: bytes of an all-reduce over its time without the latency.
         fused_groups: whether a group in form lp has the kernels of one layer; else each device launches those of its
@@ -45,6 +46,7 @@ class Machine:
     kernels_outside: float
     kernel_launch_seconds: float
     outside_all_reduces: int = 0
+    gathers_logits: bool = False
     all_reduce_seconds: float = 0.0
     link_bytes_per_second: float = float("inf")
     fused_groups: bool = True
@@ -64,6 +66,10 @@ class Machine:
         if self.devices == 1:
             return Parts()
         return Parts(all_reduces=count * (self.all_reduce_seconds + payload_bytes / self.link_bytes_per_second))
+
+    def gathering(self, payload_bytes: float) -> Parts:
+        """Gathering the devices' parts of `payload_bytes`: the second half of an all-reduce round a ring."""
+        return Parts(all_reduces=self.all_reduces(1, payload_bytes).all_reduces / 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +102,20 @@ def pass_parts(work: ForwardWork, plan: DepthPlan, machine: Machine) -> Parts:
 
 def outside_parts(work: ForwardWork, machine: Machine) -> Parts:
     """A pass without its stages: the LM head and the final norm, sharded, and the embedding."""
-    return (
-        machine.work(work.outside_bytes, work.outside_flops, machine.devices)
-        + machine.launches(machine.kernels_outside)
-        + machine.all_reduces(machine.outside_all_reduces, work.hidden_bytes)
-    )
+    computed = machine.work(work.outside_bytes, work.outside_flops, machine.devices)
+    launched = machine.launches(machine.kernels_outside)
+    sent = machine.all_reduces(machine.outside_all_reduces, work.hidden_bytes)
+    if machine.gathers_logits:
+        sent += machine.gathering(work.logits_bytes)
+    return computed + launched + sent
 
 
 def stage_parts(work: ForwardWork, stage: Stage, form: Form, machine: Machine) -> Parts:
     """One stage.
 
-    A group in form lp is one wide layer, with two all-reduces, and with the kernels of one layer if it is fused. A group
-    in form par runs whole layers on the devices, as evenly as whole layers go, with one all-reduce; the device with the
-    most layers sets the time. A single or merged layer is sharded over all devices, with two all-reduces.
+    A group in form lp is one wide layer, with two all-reduces, and with the kernels of one layer if it is fused. A
+    group in form par runs whole layers on the devices, as evenly as whole layers go, with one all-reduce; the device
+    with the most layers sets the time. A single or merged layer is sharded over all devices, with two all-reduces.
     """
     layers = work.stage_layers(stage)
     if stage.is_group and form == "par":

@@ -89,6 +89,9 @@ class Stack(_Group):
     outside_all_reduces: int = Field(
         default=1, ge=0, description="all-reduces besides those of stages; 1 where the embedding is sharded"
     )
+    gathers_logits: bool = Field(
+        default=True, description="whether the devices gather the logits, of which each has computed a part"
+    )
     fused_groups: bool = Field(
         default=True, description="whether a group in form lp has the kernels of one layer, or those of its layers"
     )
@@ -191,6 +194,7 @@ class Hardware:
             outside_all_reduces=self.profile.stacks[self.stack].outside_all_reduces,
             all_reduce_seconds=max(0.0, latency),
             link_bytes_per_second=share * at.get("link", float("inf")),
+            gathers_logits=self.profile.stacks[self.stack].gathers_logits,
             fused_groups=self.profile.stacks[self.stack].fused_groups,
         )
 

@@ -48,6 +48,8 @@ class ForwardWork:
             token.
         outside_flops: of the LM head, for the last token of each sequence.
         hidden_bytes: the hidden states of all sequences at one layer's output, (B, T, D): what an all-reduce sends.
+        logits_bytes: the logits of the last token of all sequences, (B, 1, V): what ranks with a part of the LM head
+            gather.
         batch: sequences at once.
     """
 
@@ -55,6 +57,7 @@ class ForwardWork:
     outside_bytes: int
     outside_flops: int
     hidden_bytes: int
+    logits_bytes: int
     batch: int
 
     def stage_layers(self, stage: Stage) -> tuple[LayerWork, ...]:
@@ -164,6 +167,7 @@ class _Counter:
             "outside_bytes": round(sum(map(self._bytes, outside)) + rows_bytes),
             "outside_flops": 2 * self.batch * sum(tensor.numel() for tensor in head.parameters()),
             "hidden_bytes": round(rows_bytes),
+            "logits_bytes": round(self.batch * head.weight.shape[0] * self._width(row)),
             "batch": self.batch,
         }
 
