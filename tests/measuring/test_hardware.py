@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_documentation_has_every_field() -> None:
     groups = [schema, *schema["$defs"].values()]
     names = {name for group in groups for name in group["properties"]}
     assert sorted(name for name in names if f"`{name}`" not in text) == []
+
+
+def test_the_documented_example_loads(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    assert len(examples) == 1
+    file = tmp_path / "example.yaml"
+    file.write_text(examples[0])
+    assert load_hardware(str(file)).machine.kernels_per_layer == 30
 
 
 def test_exponents_without_a_point_are_numbers(written: Callable[..., Path]) -> None:
