@@ -8,7 +8,7 @@ A file says where a layer's attention and FFN branches are, as names of submodul
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Ability = Literal["lp", "par", "merge"]
-"""What a plan may ask of a family beyond skipping layers: the two forms of groups, and merged layers."""
+Ability = Literal["lp", "par", "merge", "fuse"]
+"""What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, and groups as one
+wide layer of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class Family:
         cannot: reasons, by ability.
         rotary_by_attention_type: whether the rotary embedding is asked for each attention type apart.
         same_input: projections inside a layer that are given the same input, where a layer has them.
+        by_layer: entries of the configuration that are lists with one value a layer, where a configuration has them.
+        uniform: entries of the configuration that choose layers by number in another way, with the values at which
+            all layers are of one kind.
     """
 
     name: str
@@ -60,6 +64,8 @@ class Family:
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("mlp.gate_proj", "mlp.up_proj"),
     )
+    by_layer: tuple[str, ...] = ("layer_types",)
+    uniform: dict[str, Any] = field(default_factory=dict)
 
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers of a causal language model, in order."""
@@ -107,6 +113,8 @@ def _read(name: str, text: str) -> Family:
     facts: dict[str, Any] = tomllib.loads(text)
     facts["model_types"] = tuple(facts["model_types"])
     facts.setdefault("cannot", {})
+    if "by_layer" in facts:
+        facts["by_layer"] = tuple(facts["by_layer"])
     for branch in ("attention", "ffn"):
         parts = facts[branch]
         facts[branch] = Branch(tuple(parts["before"]), parts["module"], tuple(parts["after"]))
