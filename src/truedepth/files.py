@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from truedepth.errors import OutputError
@@ -38,15 +40,25 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         OutputError: the file cannot be written; an earlier file of that name is left as it was.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """The name of a file to write, which becomes `path` when the block ends well, and is deleted otherwise.
+
+    Raises:
+        OutputError: `path` is a folder, or something in the block could not be written.
+    """
     if path.is_dir():
         raise output_error(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            with aside.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield aside
             aside.replace(path)
         finally:
             aside.unlink(missing_ok=True)

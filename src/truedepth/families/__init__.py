@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Ability = Literal["lp", "par", "merge", "fuse"]
-"""What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, and groups as one
-wide layer of a checkpoint."""
+Ability = Literal["lp", "par", "merge", "fuse", "gguf"]
+"""What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, groups as one wide
+layer of a checkpoint, and a GGUF file."""
 
 
 @dataclass(frozen=True)

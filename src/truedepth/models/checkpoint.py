@@ -6,6 +6,7 @@ Only safetensors weights are read: pickle files (`.bin`, `.pt`) can run code.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +77,41 @@ def check_weights(folder: Path) -> None:
         _check_file(file)
 
 
+def tensor_reader(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
+    """What reads a checkpoint tensor by tensor: by name, in the type in which it is stored, on the CPU.
+
+    Args:
+        shapes: the tensors that are wanted.
+
+    Raises:
+        ModelLoadError: files are missing, truncated or corrupt, or lack one of these tensors in this shape.
+    """
+    from safetensors import safe_open
+
+    check_weights(folder)
+    opened: dict[str, Any] = {}
+    for path in _weight_files(folder):
+        file = safe_open(path, framework="pt")
+        opened |= dict.fromkeys(file.keys(), file)
+    if missing := sorted(set(shapes) - set(opened)):
+        raise _lacks(folder, missing)
+    for name, shape in shapes.items():
+        stored = tuple(opened[name].get_slice(name).get_shape())
+        if stored != shape:
+            raise ModelLoadError(
+                f"tensor {name} in {folder} has the shape {stored}, but config.json asks for {shape}; "
+                "use the model's own config.json"
+            )
+    return lambda name: opened[name].get_tensor(name)
+
+
+def _lacks(folder: Path, missing: list[str]) -> ModelLoadError:
+    return ModelLoadError(
+        f"the weights in {folder} lack {len(missing)} of the model's tensors: {listed(missing)}; "
+        "the checkpoint is incomplete, or its config.json is of another model"
+    )
+
+
 def load_weights(
     folder: Path, config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -103,10 +139,7 @@ def load_weights(
         raise ModelLoadError(f"cannot load the model in {folder}: {one_line(error)}") from error
     # transformers fills what is missing with random numbers and only warns.
     if missing := sorted(info["missing_keys"]):
-        raise ModelLoadError(
-            f"the weights in {folder} lack {len(missing)} of the model's tensors: {listed(missing)}; "
-            "the checkpoint is incomplete, or its config.json is of another model"
-        )
+        raise _lacks(folder, missing)
     if wrong := sorted(info["mismatched_keys"]):
         name, stored, asked = wrong[0]
         raise ModelLoadError(

@@ -66,17 +66,32 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
 
     place = resolve_device(device)
     options = _Options(resolve_dtype(dtype, place), place, trust_remote_code)
+    path = local_path(source)
+    if path is None:
+        return _load_from_hub(source, options)
+    return _load_folder(path, source, options) if path.is_dir() else _load_gguf(path, source, options)
+
+
+def local_path(source: str) -> Path | None:
+    """Where on this machine the model is that a user named: a folder or a GGUF file. None: on the hub.
+
+    Raises:
+        UsageError: the name is empty.
+        ModelLoadError: it is an embedded model that is not installed, a file of another kind, or looks like a
+            path and is none.
+    """
     if not source.strip():
         raise UsageError("no model was named; give an embedded model, a folder, a .gguf file or a hub id")
     if embedded := embedded_model(source):
-        return _load_gguf(embedded.require(), source, options)
+        return embedded.require()
     path = Path(source).expanduser()
-    if path.is_dir():
-        return _load_folder(path, source, options)
-    if path.is_file():
-        return _load_file(path, source, options)
+    if path.is_file() and path.suffix.lower() != GGUF_SUFFIX:
+        hint = "give the folder that holds it" if path.suffix == ".safetensors" else "give a folder or a .gguf file"
+        raise ModelLoadError(f"{path} is a file that truedepth cannot load by itself; {hint}")
+    if path.exists():
+        return path
     _refuse_missing(source)
-    return _load_from_hub(source, options)
+    return None
 
 
 def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -90,13 +105,11 @@ def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedMo
         UnsupportedModelError: a family or GGUF architecture that truedepth cannot work with.
         ModelLoadError: the configuration cannot be found, or makes no model.
     """
-    if not source.strip():
-        raise UsageError("no model was named; give an embedded model, a folder, a .gguf file or a hub id")
     with quiet_transformers():
         config = _config(source, trust_remote_code)
         if config.num_hidden_layers < 1:
             raise ModelLoadError(f"the configuration of '{source}' says {config.num_hidden_layers} layers; use its own")
-        return _blank(config, trust_remote_code)
+        return blank_model(config, trust_remote_code=trust_remote_code)
 
 
 def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
@@ -106,26 +119,12 @@ def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
     from truedepth.models.gguf.file import read_gguf
     from truedepth.models.hub import fetch_config
 
-    path = Path(source).expanduser()
-    if embedded := embedded_model(source):
-        path = embedded.require()
-    if path.suffix.lower() == GGUF_SUFFIX and path.is_file():
-        config = config_of(read_gguf(path))
-        family_of(config)
-        return config
-    if not path.is_dir():
-        if path.is_file():
-            raise ModelLoadError(f"{path} is a file that says nothing of shapes; give a folder or a .gguf file")
-        _refuse_missing(source)
-        path = fetch_config(source, trust_remote_code=trust_remote_code)
-    return read_config(path, trust_remote_code=trust_remote_code)
-
-
-def _load_file(path: Path, source: str, options: _Options) -> LoadedModel:
-    if path.suffix.lower() != GGUF_SUFFIX:
-        hint = "give the folder that holds it" if path.suffix == ".safetensors" else "give a folder or a .gguf file"
-        raise ModelLoadError(f"{path} is a file that truedepth cannot load by itself; {hint}")
-    return _load_gguf(path, source, options)
+    path = local_path(source) or fetch_config(source, trust_remote_code=trust_remote_code)
+    if path.is_dir():
+        return read_config(path, trust_remote_code=trust_remote_code)
+    config = config_of(read_gguf(path))
+    family_of(config)
+    return config
 
 
 def _refuse_missing(source: str) -> None:
@@ -188,13 +187,17 @@ def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrained
 
     if config.num_hidden_layers < 1:
         raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
-    blank = _blank(config, options.trust_remote_code)
+    blank = blank_model(config, trust_remote_code=options.trust_remote_code)
     require_memory(name, blank, options.dtype, options.device)
     return blank
 
 
-def _blank(config: PreTrainedConfig, trust_remote_code: bool) -> PreTrainedModel:
-    """The model on the meta device: all shapes, no memory."""
+def blank_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model on the meta device: all shapes, no memory.
+
+    Raises:
+        ModelLoadError: the configuration makes no model.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -50,6 +50,8 @@ class Architecture:
         attention_scale_by_width: block counts of the models whose attention is scaled by
             hidden size / heads in place of the head size (Gemma's 27B models).
         refused_keys: metadata keys that mean another model than `model_type`, with its name.
+        also_written_for: model types that are this architecture in a file, but are read as `model_type`.
+        biases: tensors of a block, without `.bias`, whose biases llama.cpp knows.
     """
 
     model_type: str
@@ -60,13 +62,21 @@ class Architecture:
     norm_offset: float = 0.0
     attention_scale_by_width: tuple[int, ...] | None = None
     refused_keys: dict[str, str] = field(default_factory=dict)
+    also_written_for: tuple[str, ...] = ()
+    biases: tuple[str, ...] = ()
 
 
+QKV = ("attn_q", "attn_k", "attn_v")
 EXPERT_KEYS = {"expert_used_count": "num_experts_per_tok"}
 
 ARCHITECTURES = {
-    "llama": Architecture("llama", interleaved_rotary=True),
-    "qwen2": Architecture("qwen2"),
+    "llama": Architecture(
+        "llama",
+        interleaved_rotary=True,
+        also_written_for=("mistral",),
+        biases=(*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+    ),
+    "qwen2": Architecture("qwen2", biases=QKV),
     "qwen3": Architecture("qwen3"),
     "qwen3moe": Architecture(
         "qwen3_moe",
@@ -100,6 +110,24 @@ ARCHITECTURES = {
 MIXTRAL = Architecture(
     "mixtral", DENSE_KEYS | EXPERT_KEYS | {"expert_count": "num_local_experts"}, interleaved_rotary=True
 )
+
+# What a file of layers of different widths says: llama.cpp reads their heads and widths from arrays.
+MIXED_WIDTHS = ("deci", Architecture("llama", interleaved_rotary=True, biases=("attn_output", "ffn_gate", "ffn_up", "ffn_down")))
+
+
+def architecture_for(model_type: str) -> tuple[str, Architecture]:
+    """The architecture as which a model of some type is written, and the facts about it.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    for name, facts in ARCHITECTURES.items():
+        if model_type in (facts.model_type, *facts.also_written_for):
+            return name, facts
+    raise UnsupportedModelError(
+        f"truedepth knows no GGUF architecture for the model type '{model_type}'; "
+        f"supported: {', '.join(facts.model_type for facts in ARCHITECTURES.values())}"
+    )
 
 
 def architecture_of(file: GgufFile) -> Architecture:

@@ -146,6 +146,25 @@ def read_gguf(path: Path) -> GgufFile:
         ) from None
 
 
+def typed_metadata(file: GgufFile, prefixes: tuple[str, ...]) -> dict[str, tuple[int, int | None, Any]]:
+    """Metadata whose keys start with one of `prefixes`, to be written again as they are.
+
+    Returns:
+        For each key the number of its type, that of its elements where it is an array, and the value with strings
+        as bytes.
+    """
+    cursor = _ByteCursor(file._blob, len(MAGIC) + struct.calcsize("<IQ"))
+    found: dict[str, tuple[int, int | None, Any]] = {}
+    for _ in range(cursor.scalar("Q", "the number of metadata keys")):
+        key = cursor.string("a metadata key").decode("utf-8", errors="replace")
+        kind = cursor.scalar("I", key)
+        element = struct.unpack_from("<I", file._blob, cursor.position)[0] if kind == ARRAY else None
+        value = cursor.value(kind, key)
+        if key.startswith(prefixes):
+            found[key] = (kind, element, value)
+    return found
+
+
 def _parse(path: Path, blob: mmap.mmap) -> GgufFile:
     cursor = _Cursor(blob, len(MAGIC))
     version = cursor.scalar("I", "the version")
@@ -249,3 +268,10 @@ class _Cursor:
             raise _Malformed(f"{what} has {dimensions} dimensions")
         shape = tuple(self.scalar("Q", what) for _ in range(dimensions))
         return name, shape[::-1], self.scalar("I", what), self.scalar("Q", what)
+
+
+class _ByteCursor(_Cursor):
+    """The same with strings as bytes."""
+
+    def string(self, what: str) -> Any:
+        return self.take(self.scalar("Q", what), what)

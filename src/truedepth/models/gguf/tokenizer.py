@@ -5,19 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from truedepth.errors import ModelLoadError
+from truedepth.models.gguf.splits import DIGITS_ALONE, WHOLE_WORDS_FIRST
 from truedepth.models.wording import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from truedepth.models.gguf.file import GgufFile
-
-# Values of `tokenizer.ggml.pre`, as llama.cpp treats them (src/llama-vocab.cpp).
-DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-"""Each digit is a piece of its own before the text is split as GPT-2 does."""
-WHOLE_WORDS_FIRST = {"llama3", "llama-v3", "llama-bpe", "tekken"}
-"""A piece that is a token is that token, whatever the merges say; the text starts with BOS unless the file
-says otherwise."""
 
 
 def tokenizer_of(file: GgufFile) -> PreTrainedTokenizerBase:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
@@ -12,6 +14,7 @@ from truedepth.models.wording import listed
 
 if TYPE_CHECKING:
     import torch
+    from gguf import TensorNameMap
     from transformers import PreTrainedConfig
 
     from truedepth.models.gguf.file import GgufFile
@@ -33,26 +36,38 @@ def state_dict_of(
         ModelLoadError: tensors are missing or have another shape than the model's.
         UnsupportedModelError: the file holds tensors that the model has no place for.
     """
+    read = tensor_reader(file, config, shapes)
+    return {name: read(name).to(dtype) for name in shapes}
+
+
+def tensor_reader(
+    file: GgufFile, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]]
+) -> Callable[[str], torch.Tensor]:
+    """What reads the model's parameters one by one: by their names in transformers, dequantised to float32.
+
+    Raises:
+        ModelLoadError: tensors are missing, or, when it is read, one has another shape than the model's.
+        UnsupportedModelError: the file holds tensors that the model has no place for.
+    """
     facts = architecture_of(file)
     sources = tensor_names(file.architecture, config.num_hidden_layers, list(shapes))
     _check_names(file, sources)
-    state: dict[str, torch.Tensor] = {}
-    for name, stored in sources.items():
-        state[name] = _tensor(file, stored, facts, config).to(dtype)
-        if state[name].shape != shapes[name]:
+
+    def read(name: str) -> torch.Tensor:
+        tensor = _tensor(file, sources[name], facts, config)
+        if tensor.shape != shapes[name]:
             raise ModelLoadError(
-                f"tensor '{stored[0]}' of {file.path} has the shape {tuple(state[name].shape)}, but the "
+                f"tensor '{sources[name][0]}' of {file.path} has the shape {tuple(tensor.shape)}, but the "
                 f"metadata ask for {shapes[name]}; download the file again, or convert the model again"
             )
-    return state
+        return tensor
+
+    return read
 
 
 def tensor_names(architecture: str, num_layers: int, names: list[str]) -> dict[str, tuple[str, ...]]:
     """The GGUF tensors that make up each transformers parameter: one, or gate and up of all experts."""
-    import gguf
-
-    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    known = gguf.get_tensor_name_map(numbers[architecture], num_layers)
+    known = _name_map(architecture, num_layers)
     found: dict[str, tuple[str, ...]] = {}
     for name in names:
         if experts := EXPERTS.fullmatch(name):
@@ -61,6 +76,15 @@ def tensor_names(architecture: str, num_layers: int, names: list[str]) -> dict[s
             # A name that gguf-py does not know is looked for under its own name, and reported as missing.
             found[name] = (known.get_name(name, try_suffixes=(".weight", ".bias")) or name,)
     return found
+
+
+@functools.cache
+def _name_map(architecture: str, num_layers: int) -> TensorNameMap:
+    """gguf-py's names; making them takes longer than reading a layer."""
+    import gguf
+
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(numbers[architecture], num_layers)
 
 
 def _check_names(file: GgufFile, sources: dict[str, tuple[str, ...]]) -> None:
@@ -89,14 +113,19 @@ def _tensor(file: GgufFile, stored: tuple[str, ...], facts: Architecture, config
     rotated = ROTATED.fullmatch(stored[0])
     if facts.interleaved_rotary and rotated:
         heads = config.num_attention_heads if rotated[1] == "q" else config.num_key_value_heads
-        tensor = _halves(tensor, heads)
+        tensor = from_pairs(tensor, heads)
     if facts.norm_offset and stored[0].endswith("norm.weight"):
         tensor = tensor - facts.norm_offset
     return tensor
 
 
-def _halves(interleaved: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of q or k from llama.cpp's rotary layout (pairs of neighbours) to transformers' (two halves)."""
-    head_dim = interleaved.shape[0] // heads
-    pairs = interleaved.reshape(heads, head_dim // 2, 2, *interleaved.shape[1:])
-    return pairs.transpose(1, 2).reshape(interleaved.shape)
+def from_pairs(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of q or k from llama.cpp's interleaved rotary layout (pairs of neighbours) to transformers' (two halves)."""
+    split = rows.reshape(heads, rows.shape[0] // heads // 2, 2, *rows.shape[1:])
+    return split.transpose(1, 2).reshape(rows.shape)
+
+
+def to_pairs(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """The inverse of `from_pairs`."""
+    split = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
+    return split.transpose(1, 2).reshape(rows.shape)

@@ -1,0 +1,101 @@
+"""What a GGUF file is made from: a checkpoint or another GGUF file, whose tensors are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from truedepth.errors import OutputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from truedepth.families import Family
+    from truedepth.models.gguf.file import GgufFile
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model on disk, opened but not loaded.
+
+    Attributes:
+        name: what the user called it.
+        path: its folder, or its GGUF file.
+        config, family: what it is.
+        blank: its parameters on the meta device by name, tied ones once.
+        read: gives one of them, in the type in which it is stored (float32 from GGUF), on the CPU.
+        tokenizer: None where `file` has it.
+        file: the GGUF file, where it is one.
+    """
+
+    name: str
+    path: Path
+    config: PreTrainedConfig
+    family: Family
+    blank: dict[str, Tensor]
+    read: Callable[[str], Tensor]
+    tokenizer: PreTrainedTokenizerBase | None = None
+    file: GgufFile | None = None
+
+    def require_apart(self, output: Path) -> None:
+        """Refuse to write into the model itself.
+
+        Raises:
+            OutputError: `output` is its file, or lies in its folder.
+        """
+        here, there = self.path.resolve(), output.resolve()
+        if there == here or (here.is_dir() and here in there.parents):
+            raise OutputError(f"{output} is {'in' if here.is_dir() else ''} the model itself ({self.path}); write elsewhere")
+
+
+def open_source(source: str, *, trust_remote_code: bool = False) -> Source:
+    """Open whatever `truedepth.load` takes, without reading its weights.
+
+    Raises:
+        UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`.
+    """
+    from truedepth.models.load import local_path
+    from truedepth.models.quiet import quiet_transformers
+
+    with quiet_transformers():
+        path = local_path(source) or _fetched(source, trust_remote_code)
+        return _folder(path, source, trust_remote_code) if path.is_dir() else _file(path, source)
+
+
+def _fetched(name: str, trust: bool) -> Path:
+    """The folder of a hub model; its configuration is checked before the weights are fetched."""
+    from truedepth.models.checkpoint import read_config
+    from truedepth.models.hub import fetch_config, fetch_model
+
+    read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)
+    return fetch_model(name, trust_remote_code=trust)
+
+
+def _folder(folder: Path, name: str, trust: bool) -> Source:
+    from truedepth.families import family_of
+    from truedepth.models.checkpoint import load_tokenizer, read_config, tensor_reader
+    from truedepth.models.load import blank_model
+
+    config = read_config(folder, trust_remote_code=trust)
+    blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
+    read = tensor_reader(folder, {name: tuple(tensor.shape) for name, tensor in blank.items()})
+    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+    return Source(name, folder, config, family_of(config), dict(blank), read, tokenizer)
+
+
+def _file(path: Path, name: str) -> Source:
+    from truedepth.families import family_of
+    from truedepth.models.gguf.architectures import config_of
+    from truedepth.models.gguf.file import read_gguf
+    from truedepth.models.gguf.weights import tensor_reader
+    from truedepth.models.load import blank_model
+
+    file = read_gguf(path)
+    config = config_of(file)
+    family = family_of(config)
+    blank = dict(blank_model(config).named_parameters())
+    read = tensor_reader(file, config, {name: tuple(tensor.shape) for name, tensor in blank.items()})
+    return Source(name, path, config, family, dict(blank), read, file=file)
