@@ -11,11 +11,11 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from truedepth.errors import OutputError, PlanError
+from truedepth.errors import OutputError
 from truedepth.export.gguf_layout import Layout, layout_of
-from truedepth.export.gguf_metadata import context_of, head_dim_of, model_metadata, write_values
+from truedepth.export.gguf_metadata import context_of, model_metadata, write_values
 from truedepth.export.gguf_rotary import Rotary, rotary_of
 from truedepth.export.gguf_source import Source, open_source
 from truedepth.export.gguf_tokenizer import carry_over, write_tokenizer
@@ -79,14 +79,15 @@ def export_gguf(
         ModelLoadError: the model cannot be found or read.
         OutputError: the file cannot be written, or lies inside of the model.
     """
+    from truedepth.models.fuse import fused_layers
     from truedepth.models.quiet import quiet_transformers
 
     output, type = Path(output), require_type(type)
     opened = open_source(source) if isinstance(source, str) else source
     opened.require_apart(output)
-    _require_plan(opened, plan)
-    layout = layout_of(opened.config, opened.family, _layers(opened, plan, opened.blank))
-    rotary = rotary_of(opened.config, head_dim_of(opened.config))
+    layers = list(fused_layers(opened.blank.__getitem__, opened.config, opened.family, plan))
+    layout = layout_of(opened.config, opened.family, layers)
+    rotary = rotary_of(opened.config, layout.head_dim)
     layout.require_rotary(rotary.tensors)
     context, limited = context_of(opened.config)
     with written_aside(output) as aside, quiet_transformers():
@@ -101,39 +102,21 @@ def export_gguf(
     return GgufExport(output, layout.architecture, type, len(layout.heads), context, output.stat().st_size, notes)
 
 
-def _require_plan(source: Source, plan: DepthPlan) -> None:
-    from truedepth.models.fuse import require_fusable
-
-    layers = source.config.num_hidden_layers
-    if plan.num_layers != layers:
-        raise PlanError(
-            f"the plan '{plan}' is for {plan.num_layers} layers, but the model has {layers}; make a plan for this model"
-        )
-    if plan.prefill == "full":
-        raise PlanError(
-            "the plan runs every layer over the prompt, but a file holds one model; use --prefill plan, and measure what "
-            "that costs first ('truedepth measure')"
-        )
-    require_fusable(source.config, plan)
-
-
-def _layers(source: Source, plan: DepthPlan, tensors: dict[str, Tensor]) -> list[Any]:
-    from truedepth.models.fuse import fused_layers
-
-    return list(fused_layers(tensors.__getitem__, source.config, source.family, plan))
-
-
 def _tensors(
     source: Source, plan: DepthPlan, layout: Layout, rotary: Rotary, *, blank: bool = False
 ) -> Iterator[tuple[str, Tensor]]:
     """Names and tensors in the order of the file, one stage after the other; on the meta device if `blank`."""
     from truedepth.models.fuse import fused_layers
 
-    read = source.blank.__getitem__ if blank else source.read
-    family = source.family
+    read, family = source.blank.__getitem__ if blank else source.read, source.family
+
+    def precise(name: str) -> Tensor:
+        # What is folded or averaged is then rounded once, to the type in the file.
+        return read(name).float()
+
     yield from layout.outside({f"{family.embedding}.weight": read(f"{family.embedding}.weight")})
     yield from rotary.tensors.items()
-    for index, layer in enumerate(fused_layers(read, source.config, family, plan)):
+    for index, layer in enumerate(fused_layers(precise, source.config, family, plan)):
         yield from layout.block(index, layer)
     after = [f"{family.final_norm}.weight", f"{family.head}.weight", f"{family.head}.bias"]
     for name in after:
@@ -141,15 +124,12 @@ def _tensors(
             yield from layout.outside({name: read(name)})
 
 
-def _writer(
-    path: Path, source: Source, plan: DepthPlan, layout: Layout, rotary: Rotary, type: str
-) -> GGUFWriter:
+def _writer(path: Path, source: Source, plan: DepthPlan, layout: Layout, rotary: Rotary, type: str) -> GGUFWriter:
     """A writer with all metadata."""
     import gguf
 
     writer = gguf.GGUFWriter(path, layout.architecture)
     writer.add_type("model")
-    writer.add_name(f"{source.name} as {plan.notation}")
     writer.add_file_type(file_type(type))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     write_values(writer, model_metadata(source.config, layout, rotary), layout.architecture)
@@ -198,8 +178,8 @@ def _require_room(output: Path, nbytes: int) -> None:
         raise output_error(output, error) from error
     if nbytes > free:
         raise OutputError(
-            f"the file {output} would have {nbytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free; choose a smaller type "
-            "or another disk"
+            f"the file {output} would have {nbytes / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free; choose a "
+            "smaller type or another disk"
         )
 
 
@@ -211,4 +191,5 @@ def _uneven(stored: dict[str, Stored], type: str) -> str | None:
     rows = {entry.shape[-1] for entry in stored.values() if len(entry.shape) > 1 and entry.shape[-1] % block}
     if not rows:
         return None
-    return f"matrices with rows of {', '.join(map(str, sorted(rows)))} values are stored as f16: {type} has blocks of {block}"
+    widths = ", ".join(map(str, sorted(rows)))
+    return f"matrices with rows of {widths} values are stored as f16: {type} has blocks of {block}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.models.gguf.architectures import MIXED_WIDTHS, Architecture, architecture_for
+from truedepth.models.gguf.architectures import MIXED_WIDTHS, MIXED_WIDTHS_FACTS, Architecture, architecture_for
 from truedepth.models.gguf.rotary import ROTARY_TENSORS
 from truedepth.models.gguf.weights import ROTATED, tensor_names, to_pairs
 
@@ -30,6 +30,7 @@ class Layout:
         architecture: llama.cpp's name for it.
         facts: about it.
         heads, kv_heads, intermediate: one entry a block.
+        head_dim: numbers in one head.
         family: of the source.
     """
 
@@ -38,21 +39,41 @@ class Layout:
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     intermediate: tuple[int, ...]
+    head_dim: int
     family: Family
 
     @property
     def mixed(self) -> bool:
-        """Whether blocks differ in width."""
-        return any(len(set(widths)) > 1 for widths in (self.heads, self.kv_heads, self.intermediate))
+        """Whether widths stand in arrays, one entry a block."""
+        return self.architecture == MIXED_WIDTHS
 
     def block(self, index: int, layer: WideLayer) -> Iterator[tuple[str, Tensor]]:
         """A block's tensors by their names in the file, in llama.cpp's order of rows."""
-        full = {f"{self.family.layers}.{index}.{name}": tensor for name, tensor in layer.tensors.items()}
+        tensors = self._unpacked(layer) if self.mixed else layer.tensors
+        full = {f"{self.family.layers}.{index}.{name}": tensor for name, tensor in tensors.items()}
         for name, tensor in self._named(full):
             rotated = ROTATED.fullmatch(name)
             if rotated and self.facts.interleaved_rotary:
-                tensor = to_pairs(tensor, layer.heads if rotated[1] == "q" else layer.kv_heads)
-            yield name, tensor
+                yield name, to_pairs(tensor, layer.heads if rotated[1] == "q" else layer.kv_heads)
+            else:
+                yield name, tensor
+
+    def _unpacked(self, layer: WideLayer) -> dict[str, Tensor]:
+        """The layer with Phi-3's packed projections apart, as `deci` wants them."""
+        rows = [heads * self.head_dim for heads in (layer.heads, layer.kv_heads, layer.kv_heads)]
+        packed = {
+            "self_attn.qkv_proj.weight": dict(zip(("q", "k", "v"), rows, strict=True)),
+            "mlp.gate_up_proj.weight": dict.fromkeys(("gate", "up"), layer.intermediate),
+        }
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in layer.tensors.items():
+            parts = packed.get(name, {})
+            place = name.rpartition(".")[0].rpartition(".")[0]
+            for part, piece in zip(parts, tensor.split(list(parts.values())) if parts else (), strict=True):
+                tensors[f"{place}.{part}_proj.weight"] = piece
+            if not parts:
+                tensors[name] = tensor
+        return tensors
 
     def outside(self, tensors: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """The same for what is around the blocks."""
@@ -69,11 +90,10 @@ class Layout:
 
     def _no_place(self, name: str) -> UnsupportedModelError:
         why = f"llama.cpp's architecture '{self.architecture}' has no place for '{name}' of a {self.family.name} model"
-        if self.architecture == MIXED_WIDTHS[0]:
+        if self.architecture == MIXED_WIDTHS:
             why += (
-                f", and its architecture '{self.family.name}' none for layers of different widths; use a plan that only "
-                "skips layers (or one whose stages are all equally wide), or export the wide layers with "
-                "'truedepth export hf'"
+                f", and its architecture '{self.family.name}' none for layers of different widths; use a plan that "
+                "only skips layers, or export the wide layers with 'truedepth export hf'"
             )
         else:
             why += "; export the model for another engine with 'truedepth export hf'"
@@ -95,6 +115,11 @@ class Layout:
                 raise self._no_place(name)
 
 
+def head_dim_of(config: PreTrainedConfig) -> int:
+    """Numbers in one attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer]) -> Layout:
     """How a model of these layers is laid out: as its own architecture where they are equally wide, else as `deci`.
 
@@ -104,11 +129,23 @@ def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer])
     family.require("gguf")
     _require_silu(config)
     widths = tuple(zip(*((layer.heads, layer.kv_heads, layer.intermediate) for layer in layers), strict=True))
+    name, facts = architecture_for(config.model_type)
     equal = all(len(set(entries)) == 1 for entries in widths)
-    name, facts = architecture_for(config.model_type) if equal else MIXED_WIDTHS
-    layout = Layout(name, facts, *widths, family=family)
+    if not equal or (any(layer.heads != config.num_attention_heads for layer in layers) and not facts.wide):
+        name, facts = MIXED_WIDTHS, MIXED_WIDTHS_FACTS
+        _require_whole_rotary(config)
+    heads, kv_heads, intermediate = widths
+    layout = Layout(name, facts, heads, kv_heads, intermediate, head_dim_of(config), family)
     _require_positions(config, layers, layout)
     return layout
+
+
+def _require_whole_rotary(config: PreTrainedConfig) -> None:
+    if (share := config.rope_parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UnsupportedModelError(
+            f"the model rotates {share:.0%} of each head, but llama.cpp's architecture '{MIXED_WIDTHS}' for layers of "
+            "different widths rotates all; use a plan that only skips layers, or 'truedepth export hf'"
+        )
 
 
 def _require_silu(config: PreTrainedConfig) -> None:

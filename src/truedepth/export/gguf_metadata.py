@@ -14,11 +14,6 @@ if TYPE_CHECKING:
     from truedepth.export.gguf_rotary import Rotary
 
 
-def head_dim_of(config: PreTrainedConfig) -> int:
-    """Numbers in one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 def context_of(config: PreTrainedConfig) -> tuple[int, str | None]:
     """The longest context in which llama.cpp computes what the model computes, and why it is shorter than the model's.
 
@@ -47,12 +42,11 @@ def model_metadata(config: PreTrainedConfig, layout: Layout, rotary: Rotary) -> 
         "feed_forward_length": layout.intermediate,
     }
     values |= {key: list(entries) if layout.mixed else entries[0] for key, entries in widths.items()}
-    head_dim = head_dim_of(config)
     values |= {
         "block_count": len(layout.heads),
         "context_length": context_of(config)[0],
-        "attention.key_length": head_dim,
-        "attention.value_length": head_dim,
+        "attention.key_length": layout.head_dim,
+        "attention.value_length": layout.head_dim,
         "vocab_size": config.vocab_size,
     }
     if layout.architecture == "phi3":

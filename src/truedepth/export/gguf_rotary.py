@@ -63,7 +63,11 @@ def _yarn(given: dict[str, Any]) -> dict[str, Any]:
     factor = float(given["factor"])
     # llama.cpp has no key for these; it computes the attention factor from the factor, and rounds the bounds.
     usual = 0.1 * math.log(factor) + 1.0
-    if not math.isclose(given.get("attention_factor") or usual, usual) or given.get("mscale") or given.get("mscale_all_dim"):
+    if (
+        not math.isclose(given.get("attention_factor") or usual, usual)
+        or given.get("mscale")
+        or given.get("mscale_all_dim")
+    ):
         raise _unknown("by 'yarn' with an attention factor of its own")
     if not given.get("truncate", True):
         raise _unknown("by 'yarn' with bounds that are not rounded")

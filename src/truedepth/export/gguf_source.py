@@ -48,7 +48,9 @@ class Source:
         """
         here, there = self.path.resolve(), output.resolve()
         if there == here or (here.is_dir() and here in there.parents):
-            raise OutputError(f"{output} is {'in' if here.is_dir() else ''} the model itself ({self.path}); write elsewhere")
+            raise OutputError(
+                f"{output} is {'in' if here.is_dir() else ''} the model itself ({self.path}); write elsewhere"
+            )
 
 
 def open_source(source: str, *, trust_remote_code: bool = False) -> Source:

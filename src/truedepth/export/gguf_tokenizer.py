@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import UnsupportedModelError
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
 
 _SPACE = "\u2581"
 """What SentencePiece writes for a space."""
-_OTHERWISE = "export the model from a GGUF file that llama.cpp's converter made, whose tokenizer is carried over as it is"
+_OTHERWISE = (
+    "export the model from a GGUF file that llama.cpp's converter made, whose tokenizer is carried over as it is"
+)
 
 
 _CARRIED = ("general.", "tokenizer.")
-_OF_THE_OTHER = {"architecture", "type", "name", "size_label", "file_type", "quantization_version", "alignment"}
+_OF_THE_OTHER = {"architecture", "type", "size_label", "file_type", "quantization_version", "alignment"}
 """Of another file's general metadata, what is not true of a new one."""
 
 
@@ -32,7 +35,9 @@ def carry_over(writer: GGUFWriter, file: GgufFile) -> None:
     import gguf
 
     for key, (kind, element, value) in typed_metadata(file, _CARRIED).items():
-        if key.removeprefix("general.") not in _OF_THE_OTHER and value != []:  # gguf-py refuses empty arrays, which mean nothing
+        if (
+            key.removeprefix("general.") not in _OF_THE_OTHER and value != []
+        ):  # gguf-py refuses empty arrays, which mean nothing
             sub_type = None if element is None else gguf.GGUFValueType(element)
             writer.add_key_value(key, value, gguf.GGUFValueType(kind), sub_type)
 
@@ -55,6 +60,7 @@ def write_tokenizer(writer: GGUFWriter, tokenizer: PreTrainedTokenizerBase, conf
     else:
         _write_byte_level(writer, tokenizer, description, config.vocab_size)
     _write_special(writer, tokenizer)
+    _write_name(writer, Path(config.name_or_path or "").name, description)
 
 
 def _write_byte_level(writer: GGUFWriter, tokenizer: Any, description: dict[str, Any], size: int) -> None:
@@ -93,7 +99,9 @@ def _write_sentencepiece(writer: GGUFWriter, tokenizer: Any, description: dict[s
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0 if types[i] == byte else -float(ranks.get(t, len(ranks))) for i, t in enumerate(tokens)])
+    writer.add_token_scores(
+        [0.0 if types[i] == byte else -float(ranks.get(t, len(ranks))) for i, t in enumerate(tokens)]
+    )
     writer.add_token_types(types)
     writer.add_add_space_prefix(_spaces_first(description))
 
@@ -114,8 +122,11 @@ def _parts(step: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 def _merges(description: dict[str, Any]) -> list[tuple[str, str]]:
     """Pairs, which older files write as one string."""
-    merges = description["model"]["merges"]
-    return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    pairs: list[tuple[str, str]] = []
+    for merge in description["model"]["merges"]:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        pairs.append((left, right))
+    return pairs
 
 
 def _vocabulary(tokenizer: Any, description: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
@@ -154,3 +165,15 @@ def _write_special(writer: GGUFWriter, tokenizer: Any) -> None:
         writer.add_chat_template([{"name": name, "template": text} for name, text in template.items()])
     elif template:
         writer.add_chat_template(template)
+
+
+def _write_name(writer: GGUFWriter, name: str, description: dict[str, Any]) -> None:
+    """llama.cpp tells by a model's name whether spaces after special tokens are dropped, as Phi-3 does, and then wants
+    that model's tokens."""
+    called_so = any(word in name.lower() for word in ("phi-3", "phi3"))
+    its_tokens = {added["content"] for added in description["added_tokens"]} >= {"<unk>", "<s>", "<|endoftext|>"}
+    drops = its_tokens and any(added["rstrip"] for added in description["added_tokens"])
+    if name and called_so == drops:
+        writer.add_name(name)
+    elif drops:
+        writer.add_name(f"{name} (Phi-3)".strip())

@@ -92,7 +92,8 @@ def tensor_reader(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[
     opened: dict[str, Any] = {}
     for path in _weight_files(folder):
         file = safe_open(path, framework="pt")
-        opened |= dict.fromkeys(file.keys(), file)
+        names: list[str] = file.keys()  # type: ignore[no-untyped-call]
+        opened |= dict.fromkeys(names, file)
     if missing := sorted(set(shapes) - set(opened)):
         raise _lacks(folder, missing)
     for name, shape in shapes.items():

@@ -51,7 +51,8 @@ class Architecture:
             hidden size / heads in place of the head size (Gemma's 27B models).
         refused_keys: metadata keys that mean another model than `model_type`, with its name.
         also_written_for: model types that are this architecture in a file, but are read as `model_type`.
-        biases: tensors of a block, without `.bias`, whose biases llama.cpp knows.
+        biases: tensors of a block, without `.bias`, whose biases llama.cpp reads.
+        wide: whether llama.cpp reads a model whose heads are together wider than its hidden states.
     """
 
     model_type: str
@@ -64,17 +65,16 @@ class Architecture:
     refused_keys: dict[str, str] = field(default_factory=dict)
     also_written_for: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    wide: bool = False
 
 
 QKV = ("attn_q", "attn_k", "attn_v")
+ALL_BIASES = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 EXPERT_KEYS = {"expert_used_count": "num_experts_per_tok"}
 
 ARCHITECTURES = {
     "llama": Architecture(
-        "llama",
-        interleaved_rotary=True,
-        also_written_for=("mistral",),
-        biases=(*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+        "llama", interleaved_rotary=True, also_written_for=("mistral",), biases=ALL_BIASES, wide=True
     ),
     "qwen2": Architecture("qwen2", biases=QKV),
     "qwen3": Architecture("qwen3"),
@@ -111,8 +111,9 @@ MIXTRAL = Architecture(
     "mixtral", DENSE_KEYS | EXPERT_KEYS | {"expert_count": "num_local_experts"}, interleaved_rotary=True
 )
 
-# What a file of layers of different widths says: llama.cpp reads their heads and widths from arrays.
-MIXED_WIDTHS = ("deci", Architecture("llama", interleaved_rotary=True, biases=("attn_output", "ffn_gate", "ffn_up", "ffn_down")))
+MIXED_WIDTHS = "deci"
+"""The architecture of a file with layers of different widths, which llama.cpp reads from arrays. It is only written."""
+MIXED_WIDTHS_FACTS = Architecture("llama", interleaved_rotary=True, biases=ALL_BIASES, wide=True)
 
 
 def architecture_for(model_type: str) -> tuple[str, Architecture]:
