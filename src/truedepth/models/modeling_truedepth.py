@@ -1,0 +1,223 @@
+"""Models with wide layers: checkpoints whose decoder layers differ in the number of heads and the width of the FFN.
+
+Each layer of such a checkpoint is one stage of a depth plan: a layer of the source model, or several side by side as
+one. The classes are those of transformers with layers of their own widths, which `per_layer_config` in `config.json`
+says. This file comes with each checkpoint too, for `trust_remote_code`: it needs transformers 5.20 or later only.
+Where truedepth is installed, `truedepth.load` loads the checkpoint, and `import truedepth.models.modeling_truedepth`
+makes transformers' Auto classes know it.
+"""
+
+from contextlib import contextmanager
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
+from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
+from transformers.models.phi3.configuration_phi3 import Phi3Config
+from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
+from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
+from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer, SmolLM3ForCausalLM, SmolLM3Model
+
+
+class _WideConfig:
+    """Mixed in front of a family's configuration; its global widths are those of the source's layers."""
+
+    # Engines read global values by `getattr` with a default, which would raise otherwise.
+    allow_global_per_layer_attribute_access = True
+
+    def validate_architecture(self):
+        """Heads of all sizes are fine: `head_dim` is explicit."""
+
+
+class _LayerConfig:
+    """What a layer's modules read when they run: the layer's widths, and all else as the model's configuration has it
+    by then, such as the attention implementation that somebody has chosen since."""
+
+    def __init__(self, config, index):
+        own = config.per_layer_config[index]
+        self.num_attention_heads = own.num_attention_heads
+        self.num_key_value_heads = own.num_key_value_heads
+        self.intermediate_size = own.intermediate_size
+        self._whole = config
+
+    def __getattr__(self, name):
+        if name == "_whole" or name.startswith("__"):  # not there yet while a copy is being made
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+class _WideModel:
+    """Mixed in front of a family's model: builds each layer with its own widths."""
+
+    layer_class: type[nn.Module]
+
+    def __init__(self, config):
+        with _without_layers(config):
+            super().__init__(config)
+        self.layers = nn.ModuleList(self._layer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+    def _layer(self, config, index):
+        layer = self.layer_class(config.per_layer_config[index], index)
+        for module in layer.modules():
+            if "config" in vars(module):
+                module.config = _LayerConfig(config, index)
+        return layer
+
+
+class _WideForCausalLM:
+    """Mixed in front of a family's causal language model."""
+
+    model_class: type[nn.Module]
+
+    def __init__(self, config):
+        with _without_layers(config):
+            super().__init__(config)
+        self.model = self.model_class(config)
+        self.post_init()
+
+
+@contextmanager
+def _without_layers(config):
+    """Within it the configuration has no layers, so that a family's own constructor makes only what is around them."""
+    layers, widths = config.num_hidden_layers, config.__dict__.pop("_heterogeneity_spec", None)
+    config.num_hidden_layers = 0
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
+        if widths is not None:
+            config._heterogeneity_spec = widths
+
+
+@strict
+class TruedepthLlamaConfig(_WideConfig, LlamaConfig):
+    model_type = "truedepth_llama"
+
+
+class TruedepthLlamaModel(_WideModel, LlamaModel):
+    config_class = TruedepthLlamaConfig
+    layer_class = LlamaDecoderLayer
+
+
+class TruedepthLlamaForCausalLM(_WideForCausalLM, LlamaForCausalLM):
+    config_class = TruedepthLlamaConfig
+    model_class = TruedepthLlamaModel
+
+
+@strict
+class TruedepthMistralConfig(_WideConfig, MistralConfig):
+    model_type = "truedepth_mistral"
+
+
+class TruedepthMistralModel(_WideModel, MistralModel):
+    config_class = TruedepthMistralConfig
+    layer_class = MistralDecoderLayer
+
+
+class TruedepthMistralForCausalLM(_WideForCausalLM, MistralForCausalLM):
+    config_class = TruedepthMistralConfig
+    model_class = TruedepthMistralModel
+
+
+@strict
+class TruedepthPhi3Config(_WideConfig, Phi3Config):
+    model_type = "truedepth_phi3"
+
+
+class TruedepthPhi3Model(_WideModel, Phi3Model):
+    config_class = TruedepthPhi3Config
+    layer_class = Phi3DecoderLayer
+
+
+class TruedepthPhi3ForCausalLM(_WideForCausalLM, Phi3ForCausalLM):
+    config_class = TruedepthPhi3Config
+    model_class = TruedepthPhi3Model
+
+
+@strict
+class TruedepthQwen2Config(_WideConfig, Qwen2Config):
+    model_type = "truedepth_qwen2"
+
+
+class TruedepthQwen2Model(_WideModel, Qwen2Model):
+    config_class = TruedepthQwen2Config
+    layer_class = Qwen2DecoderLayer
+
+
+class TruedepthQwen2ForCausalLM(_WideForCausalLM, Qwen2ForCausalLM):
+    config_class = TruedepthQwen2Config
+    model_class = TruedepthQwen2Model
+
+
+@strict
+class TruedepthQwen3Config(_WideConfig, Qwen3Config):
+    model_type = "truedepth_qwen3"
+    # The gains of q and k are sharded with their heads.
+    base_model_tp_plan = {  # noqa: RUF012
+        **Qwen3Config.base_model_tp_plan,
+        "layers.*.self_attn.q_norm": "local_params",
+        "layers.*.self_attn.q_norm.weight": "colwise",
+        "layers.*.self_attn.k_norm": "local_params",
+        "layers.*.self_attn.k_norm.weight": "colwise",
+    }
+
+
+class TruedepthQwen3Model(_WideModel, Qwen3Model):
+    config_class = TruedepthQwen3Config
+    layer_class = Qwen3DecoderLayer
+
+    def _layer(self, config, index):
+        """With a gain for each head of q and k, (heads, head_dim): a wide layer's heads come from several layers."""
+        layer = super()._layer(config, index)
+        attention, width = layer.self_attn, config.per_layer_config[index]
+        attention.q_norm.weight = nn.Parameter(torch.ones(width.num_attention_heads, width.head_dim))
+        attention.k_norm.weight = nn.Parameter(torch.ones(width.num_key_value_heads, width.head_dim))
+        return layer
+
+
+class TruedepthQwen3ForCausalLM(_WideForCausalLM, Qwen3ForCausalLM):
+    config_class = TruedepthQwen3Config
+    model_class = TruedepthQwen3Model
+
+
+@strict
+class TruedepthSmolLM3Config(_WideConfig, SmolLM3Config):
+    model_type = "truedepth_smollm3"
+
+
+class TruedepthSmolLM3Model(_WideModel, SmolLM3Model):
+    config_class = TruedepthSmolLM3Config
+    layer_class = SmolLM3DecoderLayer
+
+
+class TruedepthSmolLM3ForCausalLM(_WideForCausalLM, SmolLM3ForCausalLM):
+    config_class = TruedepthSmolLM3Config
+    model_class = TruedepthSmolLM3Model
+
+
+WIDE_CLASSES = {
+    causal.config_class.model_type: (causal.config_class, causal.model_class, causal)
+    for causal in (
+        TruedepthLlamaForCausalLM,
+        TruedepthMistralForCausalLM,
+        TruedepthPhi3ForCausalLM,
+        TruedepthQwen2ForCausalLM,
+        TruedepthQwen3ForCausalLM,
+        TruedepthSmolLM3ForCausalLM,
+    )
+}
+"""By model type: configuration, model, and causal language model."""
+
+for _model_type, (_config, _model, _causal) in WIDE_CLASSES.items():
+    AutoConfig.register(_model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _causal, exist_ok=True)
