@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,27 @@ def written_aside(path: Path) -> Iterator[Path]:
             aside.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(path, error) from error
+
+
+@contextmanager
+def folder_written_aside(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` when the block ends well, and is deleted otherwise.
+
+    Raises:
+        OutputError: `folder` exists already, or something in the block could not be written.
+    """
+    if folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder} exists already; choose another folder, or delete it")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        try:
+            aside.mkdir(parents=True)
+            yield aside
+            aside.replace(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def prepare_output(folder: Path, *, resume: bool = False) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": "Write text with a model under a plan.",
     "measure": "Measure the speed and the quality of a model under a plan.",
     "predict": "Predict the speed of a model under a plan on other hardware.",
+    "export": "Write a model under a plan for vLLM, transformers or llama.cpp.",
     "train": "Train a model so that it can do with fewer layers.",
     "vocabulary": "Make a draft vocabulary: the tokens that a draft may propose.",
     "show": "Print and draw a plan or a finished run.",

@@ -1,4 +1,4 @@
-"""What a GGUF file is made from: a checkpoint or another GGUF file, whose tensors are read one by one."""
+"""What an export is made from: a checkpoint or a GGUF file, whose tensors are read one by one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-    from truedepth.families import Family
+    from truedepth.families import Ability, Family
     from truedepth.models.gguf.file import GgufFile
 
 
@@ -53,8 +53,11 @@ class Source:
             )
 
 
-def open_source(source: str, *, trust_remote_code: bool = False) -> Source:
+def open_source(source: str, ability: Ability = "gguf", *, trust_remote_code: bool = False) -> Source:
     """Open whatever `truedepth.load` takes, without reading its weights.
+
+    Args:
+        ability: what the family must be able to do.
 
     Raises:
         UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`.
@@ -63,11 +66,11 @@ def open_source(source: str, *, trust_remote_code: bool = False) -> Source:
     from truedepth.models.quiet import quiet_transformers
 
     with quiet_transformers():
-        path = local_path(source) or _fetched(source, trust_remote_code)
-        return _folder(path, source, trust_remote_code) if path.is_dir() else _file(path, source)
+        path = local_path(source) or _fetched(source, ability, trust_remote_code)
+        return _folder(path, source, ability, trust_remote_code) if path.is_dir() else _file(path, source, ability)
 
 
-def _fetched(name: str, trust: bool) -> Path:
+def _fetched(name: str, ability: Ability, trust: bool) -> Path:
     """The folder of a hub model; its configuration is checked before the weights are fetched."""
     from truedepth.models.checkpoint import read_config
     from truedepth.models.hub import fetch_config, fetch_model
@@ -76,7 +79,7 @@ def _fetched(name: str, trust: bool) -> Path:
     return fetch_model(name, trust_remote_code=trust)
 
 
-def _folder(folder: Path, name: str, trust: bool) -> Source:
+def _folder(folder: Path, name: str, ability: Ability, trust: bool) -> Source:
     from truedepth.families import family_of
     from truedepth.models.checkpoint import load_tokenizer, read_config, tensor_reader
     from truedepth.models.load import blank_model
@@ -88,7 +91,7 @@ def _folder(folder: Path, name: str, trust: bool) -> Source:
     return Source(name, folder, config, family_of(config), dict(blank), read, tokenizer)
 
 
-def _file(path: Path, name: str) -> Source:
+def _file(path: Path, name: str, ability: Ability) -> Source:
     from truedepth.families import family_of
     from truedepth.models.gguf.architectures import config_of
     from truedepth.models.gguf.file import read_gguf

@@ -8,7 +8,7 @@ A file says where a layer's attention and FFN branches are, as names of submodul
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Ability = Literal["lp", "par", "merge", "fuse", "gguf"]
+Ability = Literal["lp", "par", "merge", "fuse", "checkpoint", "gguf"]
 """What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, groups as one wide
-layer of a checkpoint, and a GGUF file."""
+layer, and a plan written as a checkpoint or as a GGUF file."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,6 @@ class Family:
         rotary_by_attention_type: whether the rotary embedding is asked for each attention type apart.
         same_input: projections inside a layer that are given the same input, where a layer has them.
         by_layer: entries of the configuration that are lists with one value a layer, where a configuration has them.
-        uniform: entries of the configuration that choose layers by number in another way, with the values at which
-            all layers are of one kind.
     """
 
     name: str
@@ -65,7 +63,6 @@ class Family:
         ("mlp.gate_proj", "mlp.up_proj"),
     )
     by_layer: tuple[str, ...] = ("layer_types",)
-    uniform: dict[str, Any] = field(default_factory=dict)
 
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers of a causal language model, in order."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+WIDE_PREFIX = "truedepth_"
+"""Model types of checkpoints with wide layers: the source's model type after this."""
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -52,6 +55,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
     # First of all: transformers may not know the type, or want to run the model's own code for it.
     family_of(PreTrainedConfig.from_dict({"model_type": raw["model_type"]}))
+    if raw["model_type"].startswith(WIDE_PREFIX):
+        import_module("truedepth.models.modeling_truedepth")  # which registers it
     if raw.get("quantization_config"):
         raise UnsupportedModelError(
             f"the weights in {folder} are quantised, as '{CONFIG}' says; truedepth needs float weights: "

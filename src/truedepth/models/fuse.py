@@ -27,7 +27,7 @@ from truedepth.families import Family
 from truedepth.plan import DepthPlan, Stage
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 Read = Callable[[str], Tensor]
 """Gives a tensor of the source by its full name, such as `model.layers.3.mlp.up_proj.weight`."""
@@ -74,8 +74,8 @@ def require_fusable(config: PreTrainedConfig, family: Family, plan: DepthPlan) -
 
     Raises:
         PlanError: it is for another number of layers, prefills every layer, or has groups in form par.
-        UnsupportedModelError: the family cannot do what its groups or merged layers need, layers that run side by
-            side attend in different ways, or layers are chosen by number in a way that has no meaning for fewer.
+        UnsupportedModelError: the family cannot do what its groups or merged layers need, or layers that run side by
+            side attend in different ways.
     """
     if plan.num_layers != config.num_hidden_layers:
         raise PlanError(
@@ -99,7 +99,6 @@ def require_fusable(config: PreTrainedConfig, family: Family, plan: DepthPlan) -
         elif stage.is_group:
             family.require("fuse")
             _require_alike(config, family, stage)
-    _require_uniform(config, family, plan)
 
 
 def stage_facts(config: PreTrainedConfig, family: Family, plan: DepthPlan) -> dict[str, Any]:
@@ -142,17 +141,9 @@ def fused_layers(read: Read, config: PreTrainedConfig, family: Family, plan: Dep
 
 def layer_tensor_names(config: PreTrainedConfig, family: Family) -> list[list[str]]:
     """The names of each layer's parameters, as inside of a decoder layer."""
+    from truedepth.models.load import blank_model
+
     return [[name for name, _ in layer.named_parameters()] for layer in family.decoder_layers(blank_model(config))]
-
-
-def blank_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The causal language model of a configuration on the meta device: all shapes, no memory."""
-    from transformers import AutoModelForCausalLM
-
-    auto: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model: PreTrainedModel = auto.from_config(config)
-    return model
 
 
 def _stage_tensors(
@@ -162,7 +153,7 @@ def _stage_tensors(
         return [read(f"{family.layers}.{layer}.{name}") for layer in stage.layers]
 
     if not stage.is_group:
-        return {name: _mean(parts(name)) if stage.merged else parts(name)[0] for name in names}
+        return {name: mean_of(parts(name)) if stage.merged else parts(name)[0] for name in names}
     gains = {norm: parts(f"{norm}.weight") for norm in (INPUT_NORM, FFN_NORM)}
     return {name: _fuse(name, parts(name), gains, widths) for name in names}
 
@@ -211,8 +202,8 @@ def _sum(parts: list[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0, dtype=torch.promote_types(parts[0].dtype, torch.float32)).to(parts[0].dtype)
 
 
-def _mean(parts: list[Tensor]) -> Tensor:
-    """As `truedepth.models.rewire` merges layers."""
+def mean_of(parts: list[Tensor]) -> Tensor:
+    """The mean of the same tensor of several layers, as `truedepth.models.rewire` merges them."""
     return torch.stack(parts).mean(0, dtype=torch.promote_types(parts[0].dtype, torch.float32)).to(parts[0].dtype)
 
 
@@ -232,14 +223,3 @@ def _require_alike(config: PreTrainedConfig, family: Family, stage: Stage) -> No
             f"stage '{stage}' cannot become one wide layer: its layers differ in the number of query heads to a "
             "key-value head; group layers that are alike"
         )
-
-
-def _require_uniform(config: PreTrainedConfig, family: Family, plan: DepthPlan) -> None:
-    if plan.is_full:
-        return
-    for name, uniform in family.uniform.items():
-        if (value := getattr(config, name, uniform)) != uniform:
-            raise UnsupportedModelError(
-                f"the configuration chooses layers by number ({name} is {value}), which has no meaning when layers "
-                "are left out; only models whose layers are all of one kind can be exported under a plan"
-            )

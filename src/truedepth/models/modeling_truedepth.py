@@ -7,7 +7,11 @@ Where truedepth is installed, `truedepth.load` loads the checkpoint, and `import
 makes transformers' Auto classes know it.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -33,7 +37,7 @@ class _WideConfig:
     # Engines read global values by `getattr` with a default, which would raise otherwise.
     allow_global_per_layer_attribute_access = True
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Heads of all sizes are fine: `head_dim` is explicit."""
 
 
@@ -41,31 +45,33 @@ class _LayerConfig:
     """What a layer's modules read when they run: the layer's widths, and all else as the model's configuration has it
     by then, such as the attention implementation that somebody has chosen since."""
 
-    def __init__(self, config, index):
+    def __init__(self, config: Any, index: int) -> None:
         own = config.per_layer_config[index]
         self.num_attention_heads = own.num_attention_heads
         self.num_key_value_heads = own.num_key_value_heads
         self.intermediate_size = own.intermediate_size
         self._whole = config
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         if name == "_whole" or name.startswith("__"):  # not there yet while a copy is being made
             raise AttributeError(name)
         return getattr(self._whole, name)
 
 
-class _WideModel:
+class _WideModel(nn.Module):
     """Mixed in front of a family's model: builds each layer with its own widths."""
 
-    layer_class: type[nn.Module]
+    layer_class: Any
+    layers: Any
+    post_init: Any
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         with _without_layers(config):
             super().__init__(config)
         self.layers = nn.ModuleList(self._layer(config, index) for index in range(config.num_hidden_layers))
         self.post_init()
 
-    def _layer(self, config, index):
+    def _layer(self, config: Any, index: int) -> Any:
         layer = self.layer_class(config.per_layer_config[index], index)
         for module in layer.modules():
             if "config" in vars(module):
@@ -73,12 +79,14 @@ class _WideModel:
         return layer
 
 
-class _WideForCausalLM:
+class _WideForCausalLM(nn.Module):
     """Mixed in front of a family's causal language model."""
 
-    model_class: type[nn.Module]
+    model_class: Any
+    model: Any
+    post_init: Any
 
-    def __init__(self, config):
+    def __init__(self, config: Any) -> None:
         with _without_layers(config):
             super().__init__(config)
         self.model = self.model_class(config)
@@ -86,7 +94,7 @@ class _WideForCausalLM:
 
 
 @contextmanager
-def _without_layers(config):
+def _without_layers(config: Any) -> Iterator[None]:
     """Within it the configuration has no layers, so that a family's own constructor makes only what is around them."""
     layers, widths = config.num_hidden_layers, config.__dict__.pop("_heterogeneity_spec", None)
     config.num_hidden_layers = 0
@@ -175,7 +183,7 @@ class TruedepthQwen3Model(_WideModel, Qwen3Model):
     config_class = TruedepthQwen3Config
     layer_class = Qwen3DecoderLayer
 
-    def _layer(self, config, index):
+    def _layer(self, config: Any, index: int) -> Any:
         """With a gain for each head of q and k, (heads, head_dim): a wide layer's heads come from several layers."""
         layer = super()._layer(config, index)
         attention, width = layer.self_attn, config.per_layer_config[index]

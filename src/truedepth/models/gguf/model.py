@@ -34,14 +34,14 @@ def model_of(file: GgufFile, config: PreTrainedConfig, blank: PreTrainedModel, d
     )
     if missing := sorted(info["missing_keys"]):
         raise ModelLoadError(f"{file.path} leaves weights of the model empty: {', '.join(missing)}")
-    _set_end_of_text(model, file)
+    ends = ends_of_text(file)
+    if model.generation_config is not None and len(ends) > 1:
+        model.generation_config.eos_token_id = ends
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _set_end_of_text(model: PreTrainedModel, file: GgufFile) -> None:
-    """Chat models end a turn with a token that may differ from the end of the text; both stop generation."""
+def ends_of_text(file: GgufFile) -> list[int]:
+    """The tokens that stop generation: chat models may end a turn with another than the text."""
     ids = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    ends = sorted({int(token) for token in ids if token is not None})
-    if model.generation_config is not None and len(ends) > 1:
-        model.generation_config.eos_token_id = ends
+    return sorted({int(token) for token in ids if token is not None})

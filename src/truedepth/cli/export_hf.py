@@ -1,0 +1,86 @@
+"""`truedepth export hf`: write a model under a plan as a checkpoint for transformers and vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
+from truedepth.models.placement import DTYPES
+
+if TYPE_CHECKING:
+    from truedepth.export.hf import HfExport
+    from truedepth.plan import Form, Prefill
+
+
+@click.command(
+    name="hf",
+    epilog=examples(
+        "truedepth export hf smollm2-135m --plan run -o shallow",
+        "truedepth export hf ./checkpoint --plan '0-19 (20|21) (22|23) 24-29' -o wide --dtype bfloat16",
+        "truedepth export hf ./checkpoint --plan exit:8 -o draft",
+        "vllm serve wide --tensor-parallel-size 2",
+    ),
+)
+@model_argument
+@plan_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    required=True,
+    help="Folder to write, which must not exist.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(DTYPES),
+    default="auto",
+    show_default=True,
+    help="Type of the weights; auto keeps the model's.",
+)
+@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@json_option
+def command(
+    model: str,
+    plan: str | None,
+    form: Form | None,
+    prefill: Prefill | None,
+    output: Path,
+    dtype: str,
+    trust_remote_code: bool,
+    as_json: bool,
+) -> None:
+    """Write a model under a plan as a checkpoint. Without --plan, the whole model.
+
+    Groups become wide layers, which truedepth, transformers (with trust_remote_code) and vLLM (with truedepth) run.
+    A plan that only skips layers keeps the model's own architecture: --plan exit:8 makes a draft for vLLM.
+    """
+    from truedepth.export.gguf_source import open_source
+    from truedepth.export.hf import ABILITY, export_hf
+    from truedepth.plan_text import read_plan
+    from truedepth.progress import terminal
+    from truedepth.results import RESULTS_FILE, Results
+
+    source = open_source(model, ABILITY, trust_remote_code=trust_remote_code)
+    chosen = read_plan(plan, source.config.num_hidden_layers, form, prefill)
+    results = Path(plan) / RESULTS_FILE if plan is not None else None
+    measured = Results.load(results) if results is not None and results.is_file() else None
+    written = export_hf(source, chosen, output, dtype=dtype, measured=measured, progress=terminal)
+    if as_json:
+        print_json(asdict(written) | {"plan": chosen.to_dict()})
+    else:
+        _print(written)
+
+
+def _print(written: HfExport) -> None:
+    click.echo(f"{written.stages} layers of {written.architecture}, {written.nbytes / 1e6:,.1f} MB, in {written.path}")
+    if check := written.check:
+        click.echo(
+            f"Against the plan on the source, over {check.tokens} tokens in float32: largest difference of two logits "
+            f"{check.max_abs_error:.2g} (the largest logit is {check.max_abs_logit:.3g}), "
+            f"same most likely token at {check.agreement:.1%}"
+        )
