@@ -126,7 +126,6 @@ def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer])
     Raises:
         UnsupportedModelError: llama.cpp has no architecture for it.
     """
-    family.require("gguf")
     _require_silu(config)
     widths = tuple(zip(*((layer.heads, layer.kv_heads, layer.intermediate) for layer in layers), strict=True))
     name, facts = architecture_for(config.model_type)

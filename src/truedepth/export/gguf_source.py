@@ -60,7 +60,8 @@ def open_source(source: str, ability: Ability = "gguf", *, trust_remote_code: bo
         ability: what the family must be able to do.
 
     Raises:
-        UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`.
+        UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`; also a family that llama.cpp cannot
+            express.
     """
     from truedepth.models.load import local_path
     from truedepth.models.quiet import quiet_transformers
@@ -72,10 +73,11 @@ def open_source(source: str, ability: Ability = "gguf", *, trust_remote_code: bo
 
 def _fetched(name: str, ability: Ability, trust: bool) -> Path:
     """The folder of a hub model; its configuration is checked before the weights are fetched."""
+    from truedepth.families import family_of
     from truedepth.models.checkpoint import read_config
     from truedepth.models.hub import fetch_config, fetch_model
 
-    read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)
+    family_of(read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)).require("gguf")
     return fetch_model(name, trust_remote_code=trust)
 
 
@@ -85,10 +87,12 @@ def _folder(folder: Path, name: str, ability: Ability, trust: bool) -> Source:
     from truedepth.models.load import blank_model
 
     config = read_config(folder, trust_remote_code=trust)
+    family = family_of(config)
+    family.require("gguf")
     blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
     read = tensor_reader(folder, {name: tuple(tensor.shape) for name, tensor in blank.items()})
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    return Source(name, folder, config, family_of(config), dict(blank), read, tokenizer)
+    return Source(name, folder, config, family, dict(blank), read, tokenizer)
 
 
 def _file(path: Path, name: str, ability: Ability) -> Source:
@@ -101,6 +105,7 @@ def _file(path: Path, name: str, ability: Ability) -> Source:
     file = read_gguf(path)
     config = config_of(file)
     family = family_of(config)
+    family.require("gguf")
     blank = dict(blank_model(config).named_parameters())
     read = tensor_reader(file, config, {name: tuple(tensor.shape) for name, tensor in blank.items()})
     return Source(name, path, config, family, dict(blank), read, file=file)

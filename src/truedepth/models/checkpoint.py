@@ -94,21 +94,26 @@ def tensor_reader(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[
     from safetensors import safe_open
 
     check_weights(folder)
-    opened: dict[str, Any] = {}
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
     for path in _weight_files(folder):
-        file = safe_open(path, framework="pt")
-        names: list[str] = file.keys()  # type: ignore[no-untyped-call]
-        opened |= dict.fromkeys(names, file)
-    if missing := sorted(set(shapes) - set(opened)):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+    if missing := sorted(set(shapes) - set(found)):
         raise _lacks(folder, missing)
     for name, shape in shapes.items():
-        stored = tuple(opened[name].get_slice(name).get_shape())
-        if stored != shape:
+        if found[name][1] != shape:
             raise ModelLoadError(
-                f"tensor {name} in {folder} has the shape {stored}, but config.json asks for {shape}; "
+                f"tensor {name} in {folder} has the shape {found[name][1]}, but config.json asks for {shape}; "
                 "use the model's own config.json"
             )
-    return lambda name: opened[name].get_tensor(name)
+
+    def read(name: str) -> torch.Tensor:
+        # Opened each time: what has been read of an open file stays in memory as long as it is open.
+        with safe_open(found[name][0], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    return read
 
 
 def _lacks(folder: Path, missing: list[str]) -> ModelLoadError:
