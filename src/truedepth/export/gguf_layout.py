@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from truedepth.errors import UnsupportedModelError
 from truedepth.models.gguf.architectures import MIXED_WIDTHS, MIXED_WIDTHS_FACTS, Architecture, architecture_for
-from truedepth.models.gguf.rotary import ROTARY_TENSORS
 from truedepth.models.gguf.weights import ROTATED, tensor_names, to_pairs
 
 if TYPE_CHECKING:
@@ -89,7 +88,9 @@ class Layout:
             yield stored, tensor
 
     def _no_place(self, name: str) -> UnsupportedModelError:
-        why = f"llama.cpp's architecture '{self.architecture}' has no place for '{name}' of a {self.family.name} model"
+        why = (
+            f"llama.cpp's architecture '{self.architecture}' has no place for '{name}' of this {self.family.name} model"
+        )
         if self.architecture == MIXED_WIDTHS:
             why += (
                 f", and its architecture '{self.family.name}' none for layers of different widths; use a plan that "
@@ -105,13 +106,8 @@ class Layout:
         Raises:
             UnsupportedModelError: it would refuse the whole file.
         """
-        import gguf
-
-        numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-        places = {gguf.TENSOR_NAMES[kind] for kind in gguf.MODEL_TENSORS[numbers[self.architecture]]}
         for name in tensors:
-            assert name in ROTARY_TENSORS, name
-            if name.removesuffix(".weight") not in places:
+            if name not in self.facts.rotary_tensors:
                 raise self._no_place(name)
 
 

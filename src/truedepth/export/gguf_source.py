@@ -48,9 +48,8 @@ class Source:
         """
         here, there = self.path.resolve(), output.resolve()
         if there == here or (here.is_dir() and here in there.parents):
-            raise OutputError(
-                f"{output} is {'in' if here.is_dir() else ''} the model itself ({self.path}); write elsewhere"
-            )
+            how = "lies in" if here.is_dir() else "is"
+            raise OutputError(f"{output} {how} the model itself ({self.path}); write to another place")
 
 
 def open_source(source: str, ability: Ability = "gguf", *, trust_remote_code: bool = False) -> Source:

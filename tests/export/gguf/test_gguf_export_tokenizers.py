@@ -67,7 +67,7 @@ def test_the_qwen_tokenizer_of_transformers_is_known() -> None:
     [by(r"\w+"), by(LLAMA3, "removed"), pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Whitespace()],
 )
 def test_another_way_of_splitting_is_refused(split: Any, byte_level: Make, saved: Make, export: Make) -> None:
-    with pytest.raises(UnsupportedModelError, match="no name that truedepth knows for how .* splits text"):
+    with pytest.raises(UnsupportedModelError, match=r"no name that truedepth knows for how .* splits text"):
         export(saved("llama", byte_level(split)))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
-from truedepth.models.gguf.rotary import rope_parameters
+from truedepth.models.gguf.rotary import FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, rope_parameters
 from truedepth.models.wording import one_line
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Architecture:
         refused_keys: metadata keys that mean another model than `model_type`, with its name.
         also_written_for: model types that are this architecture in a file, but are read as `model_type`.
         biases: tensors of a block, without `.bias`, whose biases llama.cpp reads.
+        rotary_tensors: tensors of factors for rotary embedding that llama.cpp reads.
         wide: whether llama.cpp reads a model whose heads are together wider than its hidden states.
     """
 
@@ -65,6 +66,7 @@ class Architecture:
     refused_keys: dict[str, str] = field(default_factory=dict)
     also_written_for: tuple[str, ...] = ()
     biases: tuple[str, ...] = ()
+    rotary_tensors: tuple[str, ...] = ()
     wide: bool = False
 
 
@@ -74,7 +76,12 @@ EXPERT_KEYS = {"expert_used_count": "num_experts_per_tok"}
 
 ARCHITECTURES = {
     "llama": Architecture(
-        "llama", interleaved_rotary=True, also_written_for=("mistral",), biases=ALL_BIASES, wide=True
+        "llama",
+        interleaved_rotary=True,
+        also_written_for=("mistral",),
+        biases=ALL_BIASES,
+        rotary_tensors=(FREQUENCY_FACTORS,),
+        wide=True,
     ),
     "qwen2": Architecture("qwen2", biases=QKV),
     "qwen3": Architecture("qwen3"),
@@ -86,7 +93,9 @@ ARCHITECTURES = {
     "smollm3": Architecture("smollm3", constants={"no_rope_layer_interval": 4}, interleaved_rotary=True),
     "olmo2": Architecture("olmo2", refused_keys={"attention.sliding_window": "Olmo 3"}),
     "phi3": Architecture(
-        "phi3", optional_keys={"rope.scaling.original_context_length": "original_max_position_embeddings"}
+        "phi3",
+        optional_keys={"rope.scaling.original_context_length": "original_max_position_embeddings"},
+        rotary_tensors=(LONG_FACTORS, SHORT_FACTORS),
     ),
     "gemma2": Architecture(
         "gemma2",
@@ -113,7 +122,9 @@ MIXTRAL = Architecture(
 
 MIXED_WIDTHS = "deci"
 """The architecture of a file with layers of different widths, which llama.cpp reads from arrays. It is only written."""
-MIXED_WIDTHS_FACTS = Architecture("llama", interleaved_rotary=True, biases=ALL_BIASES, wide=True)
+MIXED_WIDTHS_FACTS = Architecture(
+    "llama", interleaved_rotary=True, biases=ALL_BIASES, rotary_tensors=(FREQUENCY_FACTORS,), wide=True
+)
 
 
 def architecture_for(model_type: str) -> tuple[str, Architecture]:
