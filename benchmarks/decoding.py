@@ -33,17 +33,19 @@ from decoding_compare import compare
 from decoding_contestants import Contestant, LlamaCpp, Transformers, Truedepth, compiled
 from decoding_costs import ablation, verify_cost
 from decoding_plot import page
-from decoding_subjects import TRAINED, Subject, draft_vocabulary, subject
+from decoding_subjects import TRAINED, Subject, draft_vocabulary, source_of, subject
 from decoding_tables import print_comparison, print_rows
-from llama_cpp import is_installed, write_gguf
+from llama_cpp import is_installed
 from weight_types import weight_types
 
 from truedepth.decoding.adaptive import Adaptive
 from truedepth.decoding.pacing import FixedLength
+from truedepth.export.gguf import export_gguf
 from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
 from truedepth.models.embedded import DEFAULT
+from truedepth.plan import DepthPlan
 from truedepth.progress import terminal
 
 Mode = Callable[[argparse.Namespace], dict[str, Any]]
@@ -175,7 +177,7 @@ def _of_transformers(tested: Subject, context: int) -> list[Contestant]:
 def _llama(tested: Subject, options: argparse.Namespace, kind: str, context: int) -> LlamaCpp:
     path = options.cache / f"{tested.name}-{kind}.gguf"
     if not path.exists():
-        write_gguf(path, tested.model, tested.tokenizer, kind)
+        export_gguf(source_of(tested.source, options.cache), DepthPlan.full(tested.num_layers), path, type=kind)
     return LlamaCpp(f"llama.cpp, {kind}", options.llama_python, path, kind, context)
 
 
