@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import family_of
-from truedepth.models.fuse import WideLayer, fused_layers, require_fusable, stage_facts
+from truedepth.models.fuse import WideLayer, fused_layers, stage_facts
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 

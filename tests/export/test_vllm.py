@@ -1,0 +1,107 @@
+"""vLLM serves what `export hf` writes. `make test-vllm` runs these in an environment of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from truedepth.export.hf import export_hf
+from truedepth.models.rewire import apply
+from truedepth.plan import DepthPlan
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: run 'make test-vllm'"),
+]
+
+SCRIPT = Path(__file__).with_name("vllm_tokens.py")
+WIDE_PLAN = "0 (1|3) 4 5"
+NEW_TOKENS = 24
+# vLLM's attention on a CPU wants heads of 32 numbers or more.
+SHAPE = {"hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "max_position_embeddings": 256}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {}),
+    "phi3": ("phi3", {}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "smollm3": ("smollm3", {}),
+}
+
+
+def vllm_tokens(folder: Path, prompts: list[list[int]], ranks: int) -> list[list[int]]:
+    """Greedy tokens of each prompt, by vLLM in processes of their own."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cores) // ranks)
+    places = [",".join(map(str, cores[rank * share : (rank + 1) * share])) for rank in range(ranks)]
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "|".join(places),
+    }
+    command = [sys.executable, str(SCRIPT), str(folder), str(ranks), str(NEW_TOKENS), json.dumps(prompts)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=280)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("TOKENS ")]
+    assert lines, f"vLLM failed:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+    tokens: list[list[int]] = json.loads(lines[0].removeprefix("TOKENS "))
+    return tokens
+
+
+def own_tokens(model: Any, plan: DepthPlan, prompts: list[list[int]]) -> list[list[int]]:
+    """The same by transformers, of the source model under the plan."""
+    model.generation_config.eos_token_id = None
+    apply(model, plan)
+    outputs = [
+        model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0)
+        for ids in prompts
+    ]
+    return [output[0, len(ids) :].tolist() for output, ids in zip(outputs, prompts, strict=True)]
+
+
+@pytest.fixture
+def exported(tmp_path: Path, tiny_checkpoint: Callable[..., Any]) -> Callable[..., tuple[Path, Any]]:
+    """`exported("qwen3", plan)`: the folder of an exported tiny model, and the model itself."""
+
+    def make(name: str, plan: DepthPlan) -> tuple[Path, Any]:
+        family, overrides = VARIANTS[name]
+        source, model = tiny_checkpoint(family, **SHAPE, **overrides)
+        export_hf(str(source), plan, tmp_path / "output")
+        return tmp_path / "output", model
+
+    return make
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_vllm_writes_what_transformers_does(name: str, exported: Any, token_ids: Any) -> None:
+    plan = DepthPlan.parse("0 (1|3) 2 5" if name == "smollm3" else WIDE_PLAN, 6)
+    folder, model = exported(name, plan)
+    prompts = [token_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 20)]
+    assert vllm_tokens(folder, prompts, ranks=1) == own_tokens(model, plan, prompts)
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_two_ranks_write_what_one_does(name: str, exported: Any, token_ids: Any) -> None:
+    plan = DepthPlan.parse(WIDE_PLAN, 6)
+    folder, model = exported(name, plan)
+    prompts = [token_ids(1, length, seed=length)[0].tolist() for length in (3, 9, 20)]
+    assert vllm_tokens(folder, prompts, ranks=2) == own_tokens(model, plan, prompts)
+
+
+def test_a_skipping_plan_is_a_plain_model(exported: Any, token_ids: Any) -> None:
+    """What `--plan exit:N` makes for vLLM's speculative decoding needs no truedepth."""
+    plan = DepthPlan.parse("0-2", 6)
+    folder, model = exported("qwen3", plan)
+    prompts = [token_ids(1, 9)[0].tolist()]
+    assert vllm_tokens(folder, prompts, ranks=1) == own_tokens(model, plan, prompts)
