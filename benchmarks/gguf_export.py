@@ -167,7 +167,7 @@ def _command(path: Path, options: argparse.Namespace) -> tuple[str, Path, int, i
 def _file(plan: DepthPlan, name: str, kind: str, options: argparse.Namespace) -> Path:
     path: Path = options.cache / f"{Path(options.model).name}-{name}-{kind}.gguf"
     if not path.exists():
-        export_gguf(open_source(options.model), plan, path, type=kind, progress=terminal)
+        export_gguf(open_source(options.model, "gguf"), plan, path, type=kind, progress=terminal)
     return path
 
 

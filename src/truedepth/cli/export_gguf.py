@@ -60,7 +60,7 @@ def command(
     from truedepth.progress import terminal
 
     require_type(kind)
-    source = open_source(model, trust_remote_code=trust_remote_code)
+    source = open_source(model, "gguf", trust_remote_code=trust_remote_code)
     depth_plan = read_plan(plan, source.config.num_hidden_layers, form, prefill)
     written = export_gguf(source, depth_plan, output, type=kind, progress=terminal)
     if as_json:

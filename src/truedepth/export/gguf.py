@@ -83,7 +83,8 @@ def export_gguf(
     from truedepth.models.quiet import quiet_transformers
 
     output, type = Path(output), require_type(type)
-    opened = open_source(source) if isinstance(source, str) else source
+    opened = open_source(source, "gguf") if isinstance(source, str) else source
+    opened.family.require("gguf")
     opened.require_apart(output)
     layers = list(fused_layers(opened.blank.__getitem__, opened.config, opened.family, plan))
     layout = layout_of(opened.config, opened.family, layers)

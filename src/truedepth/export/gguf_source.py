@@ -52,15 +52,15 @@ class Source:
             raise OutputError(f"{output} {how} the model itself ({self.path}); write to another place")
 
 
-def open_source(source: str, ability: Ability = "gguf", *, trust_remote_code: bool = False) -> Source:
+def open_source(source: str, ability: Ability, *, trust_remote_code: bool = False) -> Source:
     """Open whatever `truedepth.load` takes, without reading its weights.
 
     Args:
-        ability: what the family must be able to do.
+        ability: what the family must be able to do; asked before weights are fetched or looked at.
 
     Raises:
-        UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`; also a family that llama.cpp cannot
-            express.
+        UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`; also a family that lacks the
+            ability.
     """
     from truedepth.models.load import local_path
     from truedepth.models.quiet import quiet_transformers
@@ -76,7 +76,7 @@ def _fetched(name: str, ability: Ability, trust: bool) -> Path:
     from truedepth.models.checkpoint import read_config
     from truedepth.models.hub import fetch_config, fetch_model
 
-    family_of(read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)).require("gguf")
+    family_of(read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)).require(ability)
     return fetch_model(name, trust_remote_code=trust)
 
 
@@ -87,7 +87,7 @@ def _folder(folder: Path, name: str, ability: Ability, trust: bool) -> Source:
 
     config = read_config(folder, trust_remote_code=trust)
     family = family_of(config)
-    family.require("gguf")
+    family.require(ability)
     blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
     read = tensor_reader(folder, {name: tuple(tensor.shape) for name, tensor in blank.items()})
     tokenizer = load_tokenizer(folder, trust_remote_code=trust)
@@ -104,7 +104,7 @@ def _file(path: Path, name: str, ability: Ability) -> Source:
     file = read_gguf(path)
     config = config_of(file)
     family = family_of(config)
-    family.require("gguf")
+    family.require(ability)
     blank = dict(blank_model(config).named_parameters())
     read = tensor_reader(file, config, {name: tuple(tensor.shape) for name, tensor in blank.items()})
     return Source(name, path, config, family, dict(blank), read, file=file)
