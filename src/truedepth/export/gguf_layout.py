@@ -124,7 +124,7 @@ def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer])
     """
     _require_silu(config)
     widths = tuple(zip(*((layer.heads, layer.kv_heads, layer.intermediate) for layer in layers), strict=True))
-    name, facts = architecture_for(config.model_type)
+    name, facts = architecture_for(family.model_types[0])
     equal = all(len(set(entries)) == 1 for entries in widths)
     if not equal or (any(layer.heads != config.num_attention_heads for layer in layers) and not facts.wide):
         name, facts = MIXED_WIDTHS, MIXED_WIDTHS_FACTS

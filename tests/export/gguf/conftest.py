@@ -67,11 +67,13 @@ def saved(tmp_path: Path, tiny_model: Callable[..., Any], byte_level: Callable[.
 def export(tmp_path: Path) -> Callable[..., Any]:
     """`export(source, plan, type="f32")`: what `export_gguf` returns for a plan in notation; None for all layers."""
 
-    def run(source: Any, plan: str | None = None, type: str = "f32", name: str = "out.gguf", **given: Any) -> Any:
+    def run(
+        source: Any, plan: str | None = None, type: str = "f32", name: str = "out.gguf", layers: int = 6, **given: Any
+    ) -> Any:
         from truedepth.export.gguf import export_gguf
         from truedepth.plan_text import read_plan
 
-        return export_gguf(str(source), read_plan(plan, 6, **given), tmp_path / name, type=type)
+        return export_gguf(str(source), read_plan(plan, layers, **given), tmp_path / name, type=type)
 
     return run
 

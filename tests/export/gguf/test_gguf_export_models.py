@@ -245,3 +245,19 @@ def test_a_checkpoint_in_shards_makes_the_same_file(saved: Make, export: Make, t
     tiny_model("qwen2").save_pretrained(folder, max_shard_size="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert export(folder, "0 (1|2) 5").path.read_bytes() == whole
+
+
+def test_a_wide_checkpoint_makes_the_file_that_its_plan_makes(saved: Make, export: Make, tmp_path: Path) -> None:
+    from truedepth.export.hf import export_hf
+    from truedepth.models.gguf.file import read_gguf
+
+    folder, plan = saved("llama"), "0 1 (2|3) 4 5"
+    direct = read_gguf(export(folder, plan).path)
+    export_hf(str(folder), DepthPlan.parse(plan, 6), tmp_path / "wide")
+    again = read_gguf(export(tmp_path / "wide", "0-4", name="again.gguf", layers=5).path)
+    assert again.architecture == "deci"
+    assert set(again.tensors) == set(direct.tensors)
+    for name in direct.tensors:
+        assert abs(again.read(name) - direct.read(name)).max() <= 1e-6
+    keys = [key for key in direct.metadata if key.startswith("deci.")]
+    assert {key: again.metadata[key] for key in keys} == {key: direct.metadata[key] for key in keys}
