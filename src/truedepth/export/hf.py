@@ -207,9 +207,10 @@ def _wide_config(source: Source, plan: DepthPlan, values: dict[str, Any]) -> Pre
 
 
 def _stored_type(source: Source) -> str:
-    """The type of most of the source's weights, as its configuration or its first matrix says."""
-    stored = source.read(f"{source.family.layers}.0.{source.family.attention.before[0]}.weight").dtype
-    return str(stored).removeprefix("torch.")
+    """The type of the source's first matrix within a layer."""
+    layers = f"{source.family.layers}."
+    first = next(name for name, blank in source.blank.items() if name.startswith(layers) and blank.dim() > 1)
+    return str(source.read(first).dtype).removeprefix("torch.")
 
 
 def _write_generation_config(source: Source, config: PreTrainedConfig, folder: Path) -> None:
