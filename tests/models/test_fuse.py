@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import family_of
-from truedepth.models.fuse import WideLayer, fused_layers, stage_facts
+from truedepth.models.fuse import WideLayer, fused_layers, require_fusable, stage_facts
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 
@@ -78,3 +79,57 @@ def test_fused_equals_grouped(
         fused = widened(model, plan)(ids).logits
         grouped = apply(model, plan)(ids).logits
     torch.testing.assert_close(fused, grouped, atol=1e-5, rtol=1e-4)
+
+
+def test_single_layers_are_the_source_s_own(tiny_model: Any) -> None:
+    model = tiny_model("qwen3")
+    plan = DepthPlan.parse("3 (0|1) 5", NUM_LAYERS)
+    read = read_from(model)
+    single, group, _ = fused_layers(read, model.config, family_of(model.config), plan)
+    for name, tensor in single.tensors.items():
+        assert tensor is read(f"model.layers.3.{name}")
+    assert (single.heads, single.kv_heads, single.intermediate) == (4, 2, 48)
+    assert (group.layers, group.heads, group.kv_heads, group.intermediate) == ((0, 1), 8, 4, 96)
+    assert torch.all(group.tensors["input_layernorm.weight"] == 1)
+    assert group.tensors["self_attn.q_norm.weight"].shape == (8, 8)
+
+
+def test_reads_one_stage_at_a_time(tiny_model: Any) -> None:
+    model = tiny_model("llama")
+    read, asked = read_from(model), []
+
+    def counting(name: str) -> torch.Tensor:
+        asked.append(int(name.split(".")[2]))
+        return read(name)
+
+    stages = fused_layers(counting, model.config, family_of(model.config), DepthPlan.parse("0 (1|2) 4", NUM_LAYERS))
+    next(stages)
+    assert set(asked) == {0}
+    next(stages)
+    assert set(asked) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "notation", "others", "error", "message"),
+    [
+        ("llama", "0 (1|2)", {"form": "par"}, PlanError, "form par"),
+        ("llama", "0 1", {"prefill": "full"}, PlanError, "for the prompt"),
+        ("gemma2", "(0|2)", {}, UnsupportedModelError, "gemma2 cannot do 'fuse'"),
+        ("olmo2", "(0|2)", {}, UnsupportedModelError, "olmo2 cannot do 'fuse'"),
+        ("mixtral", "(0|2)", {}, UnsupportedModelError, "mixtral cannot do 'fuse'"),
+        ("mixtral", "(0+2)", {}, UnsupportedModelError, "mixtral cannot do 'merge'"),
+        ("smollm3", "(1|2)", {}, UnsupportedModelError, "differ in no_rope_layers"),
+    ],
+)
+def test_what_is_refused(
+    name: str, notation: str, others: dict[str, Any], error: type[Exception], message: str, tiny_model: Any
+) -> None:
+    config = tiny_model(name).config
+    plan = DepthPlan.parse(notation, NUM_LAYERS, **others)
+    with pytest.raises(error, match=message):
+        require_fusable(config, family_of(config), plan)
+
+
+def test_a_full_plan_of_form_par_is_fine(tiny_model: Any) -> None:
+    config = tiny_model("llama").config
+    require_fusable(config, family_of(config), DepthPlan.full(NUM_LAYERS).with_form("par"))

@@ -161,9 +161,10 @@ class _Counter:
         rows_bytes = self.batch * self.tokens * self._bytes(row)
         outside = [*head.parameters(), *head.buffers(), *norm.parameters(), *norm.buffers()]
         windows = [getattr(entry, "sliding_window", None) for entry in DynamicCache(config=model.config).layers]
-        layers = zip(family.decoder_layers(model), windows, strict=True)
+        widths: Any = model.config.per_layer_config  # of each layer; a checkpoint's layers may differ
+        layers = zip(family.decoder_layers(model), windows, widths, strict=True)
         return {
-            "layers": tuple(self._layer(layer, window, model.config, row) for layer, window in layers),
+            "layers": tuple(self._layer(layer, window, width, row) for layer, window, width in layers),
             "outside_bytes": round(sum(map(self._bytes, outside)) + rows_bytes),
             "outside_flops": 2 * self.batch * sum(tensor.numel() for tensor in head.parameters()),
             "hidden_bytes": round(rows_bytes),
