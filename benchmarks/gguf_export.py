@@ -29,7 +29,7 @@ from decoding_subjects import BUILT_IN
 from llama_cpp import LlamaProcess, is_installed
 
 from truedepth.export.gguf import export_gguf
-from truedepth.export.gguf_source import open_source
+from truedepth.export.source import open_source
 from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record

@@ -54,8 +54,8 @@ def command(
     Groups become wide layers. The first layers alone (--plan exit:8) make a draft for llama.cpp's speculative decoding.
     """
     from truedepth.export.gguf import export_gguf
-    from truedepth.export.gguf_source import open_source
     from truedepth.export.gguf_types import require_type
+    from truedepth.export.source import open_source
     from truedepth.plan_text import read_plan
     from truedepth.progress import terminal
 

@@ -59,8 +59,8 @@ def command(
     Groups become wide layers, which truedepth, transformers (with trust_remote_code) and vLLM (with truedepth) run.
     A plan that only skips layers keeps the model's own architecture: --plan exit:8 makes a draft for vLLM.
     """
-    from truedepth.export.gguf_source import open_source
     from truedepth.export.hf import ABILITY, export_hf
+    from truedepth.export.source import open_source
     from truedepth.plan_text import read_plan
     from truedepth.progress import terminal
     from truedepth.results import RESULTS_FILE, Results

@@ -17,9 +17,9 @@ from truedepth.errors import OutputError
 from truedepth.export.gguf_layout import Layout, layout_of
 from truedepth.export.gguf_metadata import context_of, model_metadata, write_values
 from truedepth.export.gguf_rotary import Rotary, rotary_of
-from truedepth.export.gguf_source import Source, open_source
 from truedepth.export.gguf_tokenizer import carry_over, write_tokenizer
 from truedepth.export.gguf_types import Stored, encode, file_type, require_type, stored_as
+from truedepth.export.source import Source, open_source
 from truedepth.files import output_error, written_aside
 from truedepth.models.gguf.architectures import EMBEDDING, OUTPUT
 from truedepth.progress import Progress, silent

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import UsageError
-from truedepth.export.gguf_source import Source, open_source
+from truedepth.export.source import Source, open_source
 from truedepth.families import Ability
 from truedepth.files import folder_written_aside
 from truedepth.models.checkpoint import WIDE_PREFIX

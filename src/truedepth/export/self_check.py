@@ -11,7 +11,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from truedepth.export.gguf_source import Source
+    from truedepth.export.source import Source
     from truedepth.models.fuse import Read
     from truedepth.plan import DepthPlan
 
