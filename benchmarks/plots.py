@@ -32,14 +32,14 @@ def exits(record: Record, axes: list[Axes]) -> None:
     for offset, (name, colour) in zip((-0.2, 0.2), (("with", GREEN), ("without", GREY)), strict=True):
         if name in accuracy:
             places = [at + offset for at in range(len(accuracy[name]))]
-            bars = left.bar(places, [100 * share for share in accuracy[name].values()], 0.38, color=colour, label=name)
+            bars = left.bar(places, [100 * share for share in accuracy[name].values()], 0.38, color=colour, label=f"{name} LayerSkip")
             left.bar_label(bars, fmt="%.0f", fontsize=8)
     left.set_xticks(range(len(accuracy["with"])), list(accuracy["with"]))
     left.set(xlabel="layers that run", ylabel="items answered right (%)", ylim=(0, 112))
-    left.legend(frameon=False, ncols=2, loc="upper left")
+    left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     ways = {name: way for name, way in record["speed"].items() if name != "transformers"}
     _bars(right, {name: way["speedup"] for name, way in ways.items()})
-    right.set_xlabel("tokens a second, over the fastest plain decoding")
+    right.set_xlabel("tokens a second, over plain decoding")
 
 
 def recovery(record: Record, axes: list[Axes]) -> None:
