@@ -32,7 +32,8 @@ def exits(record: Record, axes: list[Axes]) -> None:
     for offset, (name, colour) in zip((-0.2, 0.2), (("with", GREEN), ("without", GREY)), strict=True):
         if name in accuracy:
             places = [at + offset for at in range(len(accuracy[name]))]
-            bars = left.bar(places, [100 * share for share in accuracy[name].values()], 0.38, color=colour, label=f"{name} LayerSkip")
+            heights = [100 * share for share in accuracy[name].values()]
+            bars = left.bar(places, heights, 0.38, color=colour, label=f"{name} LayerSkip")
             left.bar_label(bars, fmt="%.0f", fontsize=8)
     left.set_xticks(range(len(accuracy["with"])), list(accuracy["with"]))
     left.set(xlabel="layers that run", ylabel="items answered right (%)", ylim=(0, 112))
