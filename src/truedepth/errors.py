@@ -51,3 +51,7 @@ class DraftError(TruedepthError):
 
 class TrainingError(TruedepthError):
     """A training that cannot go on: a loss or gradient that is not a number, or a checkpoint of another run."""
+
+
+class RankError(TruedepthError):
+    """Ranks of one run that do not find each other, or of which one has stopped."""

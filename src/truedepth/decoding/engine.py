@@ -31,6 +31,7 @@ from truedepth.decoding.vocabulary import DraftVocabulary, end_ids_of
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, causal_lm
+from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
 
 
@@ -162,7 +163,8 @@ class Engine:
         if pacer is None or not drafts:
             pacer = self._pacer(tuple(drafts))
         choice = Choice(choosers, self.trunk.vocabulary_size)
-        record = record_cuda_graph if self.trunk.device.type == "cuda" else None
+        captured = self.trunk.device.type == "cuda" and not is_split(self.model)  # a replay would not be counted
+        record = record_cuda_graph if captured else None
         yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record, observers).steps()
 
     def _pacer(self, drafts: tuple[AnyDraft, ...]) -> Pacer:

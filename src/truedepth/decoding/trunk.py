@@ -105,8 +105,7 @@ class Trunk:
     @property
     def vocabulary_size(self) -> int:
         """V: columns of the logits."""
-        head: Any = self.model.get_submodule(self.family.head)
-        return int(head.weight.shape[0])
+        return int(self._embedding.weight.shape[0])  # of the head, a rank may hold a part only
 
     def embed(self, ids: Tensor) -> Tensor:
         """(B, T), int64, to (B, T, D)."""

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Ability = Literal["lp", "par", "merge", "fuse", "checkpoint", "gguf"]
+Ability = Literal["lp", "par", "merge", "fuse", "checkpoint", "gguf", "split"]
 """What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, groups as one wide
-layer, and a plan written as a checkpoint or as a GGUF file."""
+layer, a plan written as a checkpoint or as a GGUF file, and layers cut over several ranks."""
 
 
 @dataclass(frozen=True)

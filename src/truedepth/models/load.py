@@ -161,7 +161,7 @@ def _load_folder(folder: Path, name: str, options: _Options) -> LoadedModel:
         check_weights(folder)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust)
         model = load_weights(folder, config, options.dtype, trust_remote_code=trust)
-        return _finish(model, tokenizer, name, options)
+        return finish_loading(model, tokenizer, name, options.device)
 
 
 def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
@@ -178,7 +178,7 @@ def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
         blank = _check(config, name, options)
         tokenizer = tokenizer_of(file)
         model = model_of(file, config, blank, options.dtype)
-        return _finish(model, tokenizer, name, options)
+        return finish_loading(model, tokenizer, name, options.device)
 
 
 def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrainedModel:
@@ -214,7 +214,9 @@ def blank_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) ->
     return blank
 
 
-def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, options: _Options) -> LoadedModel:
+def finish_loading(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str, device: torch.device
+) -> LoadedModel:
     """Move the model to its device, and make it and its tokenizer agree on padding."""
     model.name_or_path = model.config.name_or_path = name
     tokenizer.padding_side = "left"
@@ -223,4 +225,4 @@ def _finish(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: st
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     placed: Any = model
-    return LoadedModel(placed.to(options.device), tokenizer, name)
+    return LoadedModel(placed.to(device), tokenizer, name)

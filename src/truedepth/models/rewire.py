@@ -12,7 +12,8 @@ Three facts shape the details:
   of its last layer, and a layer of another type borrows what its own slot was handed earlier in the same
   forward.
 - `transformers` asks the first layer (and the first layer of each attention type) of a cache how long it is.
-  Where the plan skips such a layer, its cache entry is kept at the true length by zeros that nobody reads.
+  Where the plan skips such a layer, or other ranks hold it, its cache entry is kept at the true length by zeros
+  that nobody reads.
 - Gradient checkpointing calls a layer once more in the backward pass, when other forwards may have come
   between. What a stage needs is therefore in the arguments of that call.
 """
@@ -30,7 +31,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
-from truedepth.models.stages import LayerInputs, run_group
+from truedepth.models.stages import LayerInputs, is_held, run_group
 from truedepth.plan import DepthPlan, Stage
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -76,6 +77,8 @@ class _SlottedLayer(nn.Module):
         slot = self._truedepth_slot
         applied = slot.applied
         if applied.plan.prefill == "full" and not _decoding(slot, hidden_states, inputs.get("past_key_values")):
+            if not is_held(self):
+                _keep_cache_true(slot, inputs.get("past_key_values"), hidden_states)
             return super().__call__(hidden_states, *args, **inputs)
         if slot.lends:
             kind = applied.types[slot.index]
@@ -255,7 +258,7 @@ def _slots(applied: _Applied) -> list[_Slot]:
         _Slot(
             index=index,
             stages=tuple(stages_at.get(index, ())),
-            skipped=index not in used or _is_merged_away(plan, index),
+            skipped=index not in used or _is_merged_away(plan, index) or not is_held(applied.layers[index]),
             measures_cache=index == 0 or index in first_of_type,
             lends=types[index] in lenders,
             applied=applied,

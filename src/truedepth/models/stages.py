@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,35 @@ from truedepth.plan import Form
 
 LayerInputs = Mapping[str, Any]
 """The keyword arguments that the model hands to a decoder layer: mask, position embeddings, cache, ..."""
+
+PART = "truedepth_part"
+"""The attribute of a decoder layer of which several ranks hold a part each; see `truedepth.parallel`."""
+
+
+class Part(Protocol):
+    """What one rank holds of a decoder layer.
+
+    Attributes:
+        held: whether it holds anything of it.
+    """
+
+    held: bool
+
+    def add(self, hidden: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """x plus the outputs of all ranks' branches, of which `outputs` are this rank's: (B, T, D) each."""
+        ...
+
+
+def part_of(layer: nn.Module) -> Part | None:
+    """The part that this rank holds of a layer; None where there are no ranks."""
+    part: Part | None = vars(layer).get(PART)
+    return part
+
+
+def is_held(layer: nn.Module) -> bool:
+    """Whether this process holds anything of a layer: all of it where there are no ranks."""
+    part = part_of(layer)
+    return part is None or part.held
 
 
 def attention_output(layer: nn.Module, family: Family, hidden: Tensor, inputs: LayerInputs) -> Tensor:
@@ -51,6 +80,9 @@ def run_group(
     lp (arXiv 2502.02790):  u = x + sum A_i(x);  y = u + sum F_i(u)
     par:                    y = x + sum [A_i(x) + F_i(x + A_i(x))]
 
+    Where ranks share the model, each computes the terms of the layers that it holds a part of, and each sum goes over
+    all ranks.
+
     Args:
         layers: the group's layers.
         inputs: what each of them is given besides the hidden states.
@@ -59,17 +91,23 @@ def run_group(
     Returns:
         y, (B, T, D).
     """
-    attended = [attention_output(layer, family, hidden, given) for layer, given in zip(layers, inputs, strict=True)]
+    part = part_of(layers[0])
+    add = _add if part is None else part.add
+    held = [(layer, given) for layer, given in zip(layers, inputs, strict=True) if is_held(layer)]
+    attended = [attention_output(layer, family, hidden, given) for layer, given in held]
     if form == "lp":
-        for output in attended:
-            hidden = hidden + output  # u, (B, T, D)
-        branches = [ffn_output(layer, family, hidden) for layer in layers]
-    else:
-        branches = [
-            output + ffn_output(layer, family, hidden + output) for layer, output in zip(layers, attended, strict=True)
-        ]
-    for branch in branches:
-        hidden = hidden + branch
+        hidden = add(hidden, attended)  # u, (B, T, D)
+        return add(hidden, [ffn_output(layer, family, hidden) for layer, _ in held])
+    branches = [
+        output + ffn_output(layer, family, hidden + output)
+        for (layer, _), output in zip(held, attended, strict=True)
+    ]
+    return add(hidden, branches)
+
+
+def _add(hidden: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    for output in outputs:
+        hidden = hidden + output
     return hidden
 
 

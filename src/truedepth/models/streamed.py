@@ -27,7 +27,7 @@ def streamed_model(config: PreTrainedConfig, read: Read) -> PreTrainedModel:
     model.eval()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for module in model.modules():
-        _make_buffers(model, module)
+        make_buffers(model, module)
         own = {name: names[id(parameter)] for name, parameter in module.named_parameters(recurse=False)}
         if own:
             module.register_forward_pre_hook(_loader(own, read))
@@ -50,7 +50,7 @@ def _dropper(blank: dict[str, nn.Parameter]) -> Callable[[nn.Module, Any, Any], 
     return drop
 
 
-def _make_buffers(model: PreTrainedModel, module: nn.Module) -> None:
+def make_buffers(model: PreTrainedModel, module: nn.Module) -> None:
     """Compute what no checkpoint holds, such as rotary frequencies, as transformers does after loading."""
     buffers: dict[str, Tensor | None] = module._buffers
     if any(buffer is not None and buffer.is_meta for buffer in buffers.values()):

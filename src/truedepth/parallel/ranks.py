@@ -1,0 +1,112 @@
+"""What the ranks of a run tell each other, counted.
+
+Everything goes through `torch.distributed`: NCCL between GPUs, gloo between CPUs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from truedepth.errors import RankError
+
+
+@dataclass
+class Traffic:
+    """How often the ranks have communicated.
+
+    Attributes:
+        all_reduces: sums over all ranks, of hidden states.
+        all_gathers: of the logits, of which each rank computes a part.
+        broadcasts: of what rank 0 chose for all.
+    """
+
+    all_reduces: int = 0
+    all_gathers: int = 0
+    broadcasts: int = 0
+
+    def since(self, before: Traffic) -> Traffic:
+        """What came after an earlier count."""
+        return Traffic(
+            self.all_reduces - before.all_reduces,
+            self.all_gathers - before.all_gathers,
+            self.broadcasts - before.broadcasts,
+        )
+
+    def copy(self) -> Traffic:
+        return Traffic(**asdict(self))
+
+
+class Ranks(Protocol):
+    """The ranks that run one model together, seen from one of them."""
+
+    rank: int
+    size: int
+    traffic: Traffic
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of all ranks' tensors of this shape, the same bits on all; may overwrite the one given."""
+        ...
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """All ranks' tensors of this shape, in the order of the ranks: (ranks, ...)."""
+        ...
+
+
+class GroupRanks:
+    """The ranks of the default process group.
+
+    Attributes:
+        backend: `nccl` or `gloo`.
+        device: where this rank computes.
+
+    Raises:
+        RankError: by every method, where another rank has gone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.backend: str = dist.get_backend()
+        self.device = device
+        self.traffic = Traffic()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.contiguous()
+        with _told():
+            dist.all_reduce(tensor)
+        self.traffic.all_reduces += 1
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        with _told():
+            dist.all_gather_into_tensor(gathered, tensor.contiguous())
+        self.traffic.all_gathers += 1
+        return gathered
+
+    def first_choice(self, number: int) -> int:
+        """Rank 0's number, on every rank."""
+        chosen = torch.tensor([number], dtype=torch.int64, device=self.device)
+        with _told():
+            dist.broadcast(chosen, src=0)
+        self.traffic.broadcasts += 1
+        return int(chosen.item())
+
+    def wait(self) -> None:
+        """Until all ranks are here. Not counted: no run of a model needs it."""
+        with _told():
+            dist.barrier()
+
+
+class _told:
+    """Turns the failure of a collective, which the backends raise as RuntimeError, into an error of ours."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, RuntimeError):
+            raise RankError("another rank has stopped; see what it says, and start all ranks again") from error
