@@ -168,7 +168,7 @@ def test_the_model_is_left_as_it_was_after_an_error(
         raise KeyboardInterrupt
 
     model = tiny_model("llama")
-    monkeypatch.setattr(speed, "_timed_run", interrupted)
+    monkeypatch.setattr(speed, "timed_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compare(model, {"pair": PAIR}, prompt_tokens=3, new_tokens=1)
     assert applied_plan(model) is None

@@ -14,6 +14,7 @@ import click
 from truedepth import __version__
 from truedepth.cli.options import examples
 from truedepth.errors import TruedepthError
+from truedepth.parallel.launch import may_report
 
 # Each is a module of this package with a click command named `command`, imported when it is called.
 COMMANDS = {
@@ -112,17 +113,22 @@ def _drop_unwritable_output() -> None:
 
 def _report(error: BaseException) -> int:
     """Say on stderr what went wrong, as one paragraph; returns the exit code."""
-    if isinstance(error, BrokenPipeError):
-        return 1  # the reader has gone, as in `truedepth models | head -1`: say nothing
-    if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        click.echo(error.format_message(), err=True)
-        return error.exit_code
-    if isinstance(error, (click.Abort, KeyboardInterrupt)):
-        click.echo("truedepth: interrupted", err=True)
-        return INTERRUPTED
-    message, exit_code = _explain(error)
-    click.echo(f"truedepth: error: {' '.join(message.split())}", err=True)
+    exit_code, said = _ending(error)
+    if said and may_report(error):
+        click.echo(said, err=True)
     return exit_code
+
+
+def _ending(error: BaseException) -> tuple[int, str]:
+    """The exit code, and what to say."""
+    if isinstance(error, BrokenPipeError):
+        return 1, ""  # the reader has gone, as in `truedepth models | head -1`: say nothing
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        return error.exit_code, error.format_message()
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return INTERRUPTED, "truedepth: interrupted"
+    message, exit_code = _explain(error)
+    return exit_code, f"truedepth: error: {' '.join(message.split())}"
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,15 +23,18 @@ from truedepth.cli.options import (
     plan_options,
     print_json,
 )
+from truedepth.cli.ranks import join_ranks
 from truedepth.errors import TextError, UsageError
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan_text import PLAN_WORDS, read_plan
 
 if TYPE_CHECKING:
     from truedepth.decoding.result import GenerationResult
+    from truedepth.decoding.sampling import Sampling
     from truedepth.drafting_gain import DraftingGain
     from truedepth.generation import Options, Stream
     from truedepth.models.load import LoadedModel
+    from truedepth.parallel.ranks import GroupRanks
 
 _ACCEPTED = "green"
 """Colour of drafted tokens in a terminal."""
@@ -138,14 +145,22 @@ def command(
     from truedepth.generation import stream
     from truedepth.progress import terminal
 
+    ranks = join_ranks(
+        others["device"],
+        {"--draft": drafts, "--head": head, "--draft-length": draft_length, "--draft-vocabulary": draft_vocabulary},
+    )
     if (as_json and stats) or (logprobs and not as_json):
         raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
     if compare and not (drafts or head):
         raise UsageError("--compare times a draft against plain decoding, and there is none; give --draft or --head")
     sampling = Sampling(**{name: others.pop(name) for name in _SAMPLING})
-    text = _prompt(prompt, prompt_file)
-    loaded = load_model(model, **others)
-    chosen = _apply(loaded, plan, form, prefill)
+    text = _prompt(prompt, prompt_file, ranks)
+    read = partial(read_plan, plan, form=form, prefill=prefill)
+    if ranks:
+        loaded, chosen, sampling = _load_part(model, read, ranks, sampling, **others)
+    else:
+        loaded = load_model(model, **others)
+        chosen = _apply(loaded, read)
     plans = _read_drafts(drafts, chosen.num_layers)
     options: Options = {
         **_read_files(loaded, head, draft_vocabulary),
@@ -164,9 +179,17 @@ def command(
     if as_json:
         written = [draft if isinstance(draft, str) else draft.to_dict() for draft in plans]
         compared = {"comparison": gain.to_dict()} if gain else {}
-        print_json({**pieces.result.to_dict(), "plan": chosen.to_dict(), "drafts": written, "head": head, **compared})
+        shared = {"ranks": _ranks_record(ranks)} if ranks else {}
+        figures = {"plan": chosen.to_dict(), "drafts": written, "head": head, **compared, **shared}
+        print_json({**pieces.result.to_dict(), **figures})
     else:
         _summarise(pieces.result, chosen, speculated=bool(drafts or head))
+        if ranks:
+            click.echo(
+                f"{ranks.size} ranks over {ranks.backend}: {chosen.all_reduces} all-reduces a token, "
+                f"{ranks.traffic.all_reduces} counted in all",
+                err=True,
+            )
         if stats:
             _print_stats(pieces.result)
         if gain:
@@ -191,12 +214,31 @@ def _read_files(loaded: LoadedModel, head: Path | None, vocabulary: Path | None)
     }
 
 
-def _prompt(prompt: str | None, file: Path | None) -> str:
+def _load_part(
+    model: str, read: Callable[[int], DepthPlan], ranks: GroupRanks, sampling: Sampling, **loading: Any
+) -> tuple[LoadedModel, DepthPlan, Sampling]:
+    """This rank's part of the model, the plan that it runs, and sampling by the same seed on all ranks."""
+    from truedepth.parallel.load import load_split
+
+    loading["device"] = ranks.device
+    parts = load_split(model, lambda num_layers: {"plan": read(num_layers)}, ranks, **loading)
+    if sampling.temperature > 0 and sampling.seed is None:
+        sampling = replace(sampling, seed=ranks.first_choice(secrets.randbits(63)))
+    return parts.loaded("plan"), parts.plans["plan"], sampling
+
+
+def _ranks_record(ranks: GroupRanks) -> dict[str, Any]:
+    return {"count": ranks.size, "backend": ranks.backend, **asdict(ranks.traffic)}
+
+
+def _prompt(prompt: str | None, file: Path | None, ranks: GroupRanks | None) -> str:
     """The prompt from wherever it was given."""
     if prompt is not None and file is not None:
         raise UsageError("both --prompt and --prompt-file are given; give one of them")
     if prompt is not None:
         return prompt
+    if file is None and ranks:
+        raise UsageError("several ranks cannot read one standard input; give --prompt or --prompt-file")
     if file is None and sys.stdin.isatty():
         raise UsageError("there is no prompt; give --prompt, --prompt-file, or text on standard input")
     name = str(file) if file else "standard input"
@@ -208,10 +250,10 @@ def _prompt(prompt: str | None, file: Path | None) -> str:
         raise TextError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 
-def _apply(loaded: LoadedModel, plan: str | None, form: Form | None, prefill: Prefill | None) -> DepthPlan:
+def _apply(loaded: LoadedModel, read: Callable[[int], DepthPlan]) -> DepthPlan:
     from truedepth.models.rewire import apply
 
-    chosen = read_plan(plan, num_layers_of(loaded), form, prefill)
+    chosen = read(num_layers_of(loaded))
     if not chosen.is_full:
         apply(loaded.model, chosen)
     return chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from truedepth.cli.options import (
     plan_options,
     print_json,
 )
+from truedepth.cli.ranks import join_ranks, measure_shared
 from truedepth.errors import UsageError
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan_text import read_plan
@@ -97,22 +99,19 @@ def command(
     from truedepth.measuring.measurement import measure
     from truedepth.progress import terminal
 
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
+    ranks = join_ranks(loading["device"], {"--stages": stages})
+    if ranks:
+        read = partial(read_plan, plan, form=form, prefill=prefill)
+        measure_shared(model, read, ranks, sizes, text, quality=quality, as_json=as_json, **loading)
+        return
     loaded = load_model(model, **loading)
     num_layers = len(family_of(loaded.model.config).decoder_layers(loaded.model))
     chosen = read_plan(plan, num_layers, form, prefill)
     plans = {UNMODIFIED: DepthPlan.full(num_layers)}
     if not chosen.is_full:
         plans["plan"] = chosen
-    measurement = measure(
-        loaded.model,
-        plans,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        repeats=repeats,
-        stages=stages,
-        progress=terminal,
-    )
+    measurement = measure(loaded.model, plans, **sizes, stages=stages, progress=terminal)
     qualities = _qualities(loaded, plans, text) if quality or text is not None else {}
     if as_json:
         report = {"model": loaded.name, **measurement.to_dict()}
@@ -125,7 +124,7 @@ def command(
     for name in measurement.stages:
         console.print(_stage_table(name, measurement))
     if qualities:
-        console.print(_quality_table(qualities))
+        console.print(quality_table(qualities))
 
 
 def _measure_profile(
@@ -148,7 +147,7 @@ def _qualities(loaded: LoadedModel, plans: dict[str, DepthPlan], text: Path | No
     return compare_quality(loaded.model, plans, report, terminal)
 
 
-def _quality_table(qualities: dict[str, Quality]) -> Table:
+def quality_table(qualities: dict[str, Quality]) -> Table:
     """A column for each plan, a row for each figure."""
     from rich.table import Table
 
@@ -185,11 +184,11 @@ def _speed_table(model: str, measurement: Measurement) -> Table:
     for name in speeds:
         table.add_column(name, justify="right")
     table.add_row("stages", *(str(plan.effective_depth) for plan in measurement.plans.values()))
-    table.add_row("decode, tokens/s", *(_spread(own.decode_tokens_per_second) for own in speeds.values()))
-    table.add_row("speed ratio", *(_spread(own, digits=2) for own in comparison.ratios.values()))
-    table.add_row("prefill, tokens/s", *(_spread(own.prefill_tokens_per_second) for own in speeds.values()))
+    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds.values()))
+    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
+    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds.values()))
     first = (own.time_to_first_token_seconds for own in speeds.values())
-    table.add_row("first token, ms", *(_spread(own, factor=1e3) for own in first))
+    table.add_row("first token, ms", *(spread(own, factor=1e3) for own in first))
     table.add_row("read for a token", *(size(measurement.bytes_per_token[name]) for name in speeds))
     table.add_row("of the memory limit", *(percent(measurement.bandwidth_share(name)) for name in speeds))
     return table
@@ -214,6 +213,6 @@ def _stage_table(name: str, measurement: Measurement) -> Table:
     return table
 
 
-def _spread(spread: Spread, *, factor: float = 1.0, digits: int = 1) -> str:
+def spread(spread: Spread, *, factor: float = 1.0, digits: int = 1) -> str:
     low, middle, high = (factor * value for value in (spread.low, spread.median, spread.high))
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

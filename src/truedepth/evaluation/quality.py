@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from truedepth.progress import Progress, silent
 
 CONTEXT = 32
 """Tokens at the start of each window that are read but not scored: the prompt, for plans that decode only."""
+
+LogProbabilities = Callable[[Tensor], Tensor]
+"""Gives the log-probabilities of the scored tokens of windows: (B, T), int64, to (B * (T - CONTEXT - 1), V) float32."""
 
 _BATCH = 2
 """Windows a forward. Small, since a batch's logits over the whole vocabulary are held twice."""
@@ -58,16 +62,36 @@ def compare_quality(
     Returns:
         A `Quality` for each name.
     """
-    sums = {name: torch.zeros(3, dtype=torch.float64) for name in plans}
-    batches = windows.to(model.device).split(_BATCH)
-    with torch.inference_mode(), progress("Judging quality", len(batches) * (len(plans) + 1)) as advance:
+
+    def judged(plan: DepthPlan) -> LogProbabilities:
+        return lambda ids: _under(model, plan, ids)
+
+    others = {name: None if plan.is_full else judged(plan) for name, plan in plans.items()}
+    base = partial(scored_log_probabilities, model, None)
+    return judge(base, others, windows.to(model.device), progress)
+
+
+def judge(
+    base: LogProbabilities,
+    others: Mapping[str, LogProbabilities | None],
+    windows: Tensor,
+    progress: Progress = silent,
+) -> dict[str, Quality]:
+    """The same for anything that gives log-probabilities of the scored tokens of windows.
+
+    Args:
+        base: the unmodified model.
+        others: what to judge, by name; None: the unmodified model.
+    """
+    sums = {name: torch.zeros(3, dtype=torch.float64) for name in others}
+    batches = windows.split(_BATCH)
+    with torch.inference_mode(), progress("Judging quality", len(batches) * (len(others) + 1)) as advance:
         for batch in batches:
             targets = batch[:, CONTEXT + 1 :].flatten()
-            base = _log_probabilities(model, None, batch)  # (tokens, V)
+            expected = base(batch)  # (tokens, V)
             advance()
-            for name, plan in plans.items():
-                other = base if plan.is_full else _log_probabilities(model, plan, batch)
-                sums[name] += _sums(base, other, targets)
+            for name, other in others.items():
+                sums[name] += _sums(expected, expected if other is None else other(batch), targets)
                 advance()
     tokens = windows.shape[0] * (windows.shape[1] - CONTEXT - 1)
     return {name: _quality(total, tokens) for name, total in sums.items()}
@@ -88,26 +112,30 @@ def _sums(base: Tensor, other: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([figure.double().cpu() for figure in figures])
 
 
-def _log_probabilities(model: PreTrainedModel, plan: DepthPlan | None, ids: Tensor) -> Tensor:
+def _under(model: PreTrainedModel, plan: DepthPlan, ids: Tensor) -> Tensor:
+    apply(model, plan)
+    try:
+        return scored_log_probabilities(model, plan, ids)
+    finally:
+        restore(model)
+
+
+def scored_log_probabilities(model: PreTrainedModel, plan: DepthPlan | None, ids: Tensor) -> Tensor:
     """Of every scored token, given all before it in its window.
 
     Args:
+        plan: what the model runs; None: no plan.
         ids: (B, T).
 
     Returns:
         (B * (T - CONTEXT - 1), V) float32.
     """
-    if plan is not None:
-        apply(model, plan)
-    try:
-        if plan is not None and plan.prefill == "full":
-            cache = DynamicCache(config=model.config)
-            model(ids[:, :CONTEXT], past_key_values=cache, use_cache=True, logits_to_keep=1)
-            mark_decoding(cache)
-            logits = model(ids[:, CONTEXT:], past_key_values=cache, use_cache=True).logits[:, :-1]
-        else:
-            logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - CONTEXT).logits[:, :-1]
-    finally:
-        restore(model)
+    if plan is not None and plan.prefill == "full":
+        cache = DynamicCache(config=model.config)
+        model(ids[:, :CONTEXT], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        mark_decoding(cache)
+        logits = model(ids[:, CONTEXT:], past_key_values=cache, use_cache=True).logits[:, :-1]
+    else:
+        logits = model(ids, use_cache=False, logits_to_keep=ids.shape[1] - CONTEXT).logits[:, :-1]
     probabilities: Tensor = logits.float().log_softmax(-1)  # (B, T - CONTEXT - 1, V)
     return probabilities.flatten(0, 1)

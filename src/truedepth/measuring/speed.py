@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -183,24 +183,40 @@ def compare(
         UsageError: a number that is too small, or more tokens than the model has positions for.
         PlanError, UnsupportedModelError: see `truedepth.apply`.
     """
-    _check(model, plans, prompt_tokens, new_tokens, batch, repeats)
-    names = list(plans)
+    check_sizes(model, plans, prompt_tokens, new_tokens, batch, repeats)
     prompt = fixed_prompt(model, batch, prompt_tokens)
+
+    def run(name: str) -> Run:
+        run_plan(model, plans[name])
+        return timed_run(model, prompt, new_tokens)
+
+    with measuring(model):
+        timed = in_turns(list(plans), run, repeats=repeats, max_seconds=max_seconds, progress=progress)
+    return Comparison(timed, prompt_tokens, new_tokens, batch)
+
+
+def in_turns(
+    names: Sequence[str],
+    run: Callable[[str], Run],
+    *,
+    repeats: int,
+    max_seconds: float | None = None,
+    progress: Progress = silent,
+) -> dict[str, tuple[Run, ...]]:
+    """Runs of each name, taking turns, after one of each that does not count; see `compare`."""
     runs: dict[str, list[Run]] = {name: [] for name in names}
     started = time.perf_counter()
-    with measuring(model), progress("Timing", (repeats + 1) * len(names)) as step:
+    with progress("Timing", (repeats + 1) * len(names)) as step:
         for turn in range(repeats + 1):
             late = max_seconds is not None and time.perf_counter() - started > max_seconds
             if late and turn > MINIMUM_REPEATS:
                 break
             for name in names if turn % 2 else reversed(names):
-                run_plan(model, plans[name])
-                run = _timed_run(model, prompt, new_tokens)
+                timed = run(name)
                 if turn > 0:
-                    runs[name].append(run)
+                    runs[name].append(timed)
                 step()
-    timed = {name: tuple(own) for name, own in runs.items()}
-    return Comparison(timed, prompt_tokens, new_tokens, batch)
+    return {name: tuple(own) for name, own in runs.items()}
 
 
 def fixed_prompt(model: nn.Module, batch: int, tokens: int) -> Tensor:
@@ -252,7 +268,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
+def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
     """Prefill (B, P) and decode `new_tokens` steps of (B, 1)."""
     start = now(prompt.device)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
@@ -265,7 +281,7 @@ def _timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
     return Run(readings[0] - start, tuple(end - begin for begin, end in pairwise(readings)))
 
 
-def _check(
+def check_sizes(
     model: nn.Module,
     plans: Mapping[str, DepthPlan],
     prompt_tokens: int,
@@ -273,6 +289,11 @@ def _check(
     batch: int,
     repeats: int,
 ) -> None:
+    """Refuse what `compare` cannot measure.
+
+    Raises:
+        UsageError: see there.
+    """
     if not plans:
         raise UsageError("there is no plan to time; give at least one, such as the full plan")
     numbers = {"prompt tokens": prompt_tokens, "new tokens": new_tokens, "batch": batch}

@@ -99,8 +99,7 @@ def run_group(
         hidden = add(hidden, attended)  # u, (B, T, D)
         return add(hidden, [ffn_output(layer, family, hidden) for layer, _ in held])
     branches = [
-        output + ffn_output(layer, family, hidden + output)
-        for (layer, _), output in zip(held, attended, strict=True)
+        output + ffn_output(layer, family, hidden + output) for (layer, _), output in zip(held, attended, strict=True)
     ]
     return add(hidden, branches)
 

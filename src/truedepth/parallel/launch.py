@@ -55,14 +55,16 @@ def joined(device: str) -> Iterator[GroupRanks]:
     global _run  # noqa: PLW0603  # `may_report` is asked when all that knew of the run has unwound
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
     from truedepth.parallel.ranks import GroupRanks
 
     place = _device(device)
     stdout, stderr = sys.stdout, sys.stderr
     try:
-        store, rank, size = next(iter(dist.rendezvous("env://")))
-        _run = _Run(dist.PrefixStore("truedepth", store), stderr)
+        store, rank, size = next(iter(rendezvous("env://")))
+        _run = _Run(PrefixStore("truedepth", store), stderr)
         backend = dist.get_default_backend_for_device(place)
         bound = place if place.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=bound)

@@ -154,9 +154,7 @@ def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     model.get_submodule(module)._parameters[parameter] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _finish(
-    source: Source, part: _Part, tokenizer: PreTrainedTokenizerBase, device: torch.device
-) -> PreTrainedModel:
+def _finish(source: Source, part: _Part, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
     """What loading does besides weights, and the plan."""
     for module in part.model.modules():
         make_buffers(part.model, module)

@@ -134,13 +134,13 @@ def _cut_linear(linear: Any, name: str, style: str, piece: Piece, cuts: dict[str
     dim = 0 if style == BY_ROWS else 1
     start, stop = piece.cut(linear.weight.shape[dim])
     _keep(linear, "weight", name, Cut(cuts[f"{name}.weight"].source, dim, start, stop), cuts)
+    linear.out_features, linear.in_features = linear.weight.shape
     if linear.bias is None:
         return
     if style == BY_ROWS:
         _keep(linear, "bias", name, Cut(f"{name}.bias", 0, start, stop), cuts)
     elif piece.start > 0:
         linear.bias = None  # the sum over ranks has it once: from the rank with the layer's beginning
-    linear.out_features, linear.in_features = linear.weight.shape
 
 
 def _keep(module: nn.Module, parameter: str, name: str, cut: Cut, cuts: dict[str, Cut]) -> None:
@@ -153,7 +153,8 @@ def _cut_head(model: PreTrainedModel, family: Family, cuts: dict[str, Cut], rank
     head: Any = model.get_submodule(family.head)
     size = int(head.weight.shape[0])
     width = -(-size // ranks.size)
-    rows = Cut(cuts[f"{family.head}.weight"].source, 0, min(size, ranks.rank * width), min(size, (ranks.rank + 1) * width))
+    first, end = (min(size, rank * width) for rank in (ranks.rank, ranks.rank + 1))
+    rows = Cut(cuts[f"{family.head}.weight"].source, 0, first, end)
     _keep(head, "weight", family.head, rows, cuts)
     if head.bias is not None:
         _keep(head, "bias", family.head, Cut(f"{family.head}.bias", 0, rows.start, rows.stop), cuts)

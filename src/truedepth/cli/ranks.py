@@ -1,0 +1,110 @@
+"""How commands run under `torchrun`: as one rank of several that share the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from truedepth.cli.options import print_json
+from truedepth.errors import UsageError
+from truedepth.parallel.launch import joined, started_ranks
+from truedepth.plan import DepthPlan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from truedepth.parallel.measurement import RanksMeasurement
+    from truedepth.parallel.ranks import GroupRanks
+
+
+def join_ranks(device: str, refused: Mapping[str, Any]) -> GroupRanks | None:
+    """The ranks that this command is one of, until it ends; None in a single process.
+
+    Args:
+        refused: options that do not work on several ranks, by name, with what was given for them.
+
+    Raises:
+        UsageError: one of them was given, or the device cannot be shared.
+        RankError: the ranks do not find each other.
+    """
+    if started_ranks() == 1:
+        return None
+    ranks = click.get_current_context().with_resource(joined(device))
+    given = [name for name, value in refused.items() if value]
+    if given:
+        raise UsageError(f"{given[0]} does not work on several ranks; leave it out, or start a single process")
+    return ranks
+
+
+def measure_shared(
+    model: str,
+    read: Callable[[int], DepthPlan],
+    ranks: GroupRanks,
+    sizes: dict[str, int],
+    text: Path | None,
+    *,
+    quality: bool,
+    as_json: bool,
+    **loading: Any,
+) -> None:
+    """`truedepth measure` on several ranks: the plan in turns with the unmodified model, each shared by all ranks."""
+    from rich.console import Console
+
+    from truedepth.cli.measure import UNMODIFIED, quality_table
+    from truedepth.evaluation.texts import Sizes, read_texts
+    from truedepth.parallel.load import load_split
+    from truedepth.parallel.measurement import measure_on_ranks, quality_on_ranks
+    from truedepth.progress import terminal
+
+    def plans_for(num_layers: int) -> dict[str, DepthPlan]:
+        chosen, full = read(num_layers), DepthPlan.full(num_layers)
+        return {UNMODIFIED: full} if chosen.is_full else {UNMODIFIED: full, "plan": chosen}
+
+    loading["device"] = ranks.device
+    parts = load_split(model, plans_for, ranks, **loading)
+    measurement = measure_on_ranks(parts, ranks, **sizes, progress=terminal)
+    qualities = {}
+    if quality or text is not None:
+        qualities = quality_on_ranks(parts, read_texts(text, parts.tokenizer, Sizes()).report, terminal)
+    if as_json:
+        report = {"model": parts.name, **measurement.to_dict()}
+        for name, own in qualities.items():
+            report["plans"][name]["quality"] = asdict(own)
+        print_json(report)
+        return
+    console = Console()
+    console.print(_table(parts.name, measurement))
+    if qualities:
+        console.print(quality_table(qualities))
+
+
+def _table(model: str, measurement: RanksMeasurement) -> Table:
+    """A column for each plan, a row for each figure."""
+    from rich.table import Table
+
+    from truedepth.cli.measure import spread
+
+    comparison = measurement.comparison
+    table = Table(
+        title=f"{model} on {measurement.ranks} ranks over {measurement.backend}: {measurement.device}",
+        caption=(
+            f"Medians of {len(comparison.runs[comparison.baseline])} runs, lowest to highest in brackets. "
+            f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, "
+            f"{comparison.new_tokens} new tokens; {measurement.threads} threads a rank."
+        ),
+    )
+    table.add_column("")
+    speeds = comparison.speeds
+    for name in speeds:
+        table.add_column(name, justify="right")
+    table.add_row("stages", *(str(plan.effective_depth) for plan in measurement.plans.values()))
+    counted = (str(traffic.all_reduces) for traffic in measurement.token_traffic.values())
+    table.add_row("all-reduces a token, counted", *counted)
+    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds.values()))
+    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
+    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds.values()))
+    return table
