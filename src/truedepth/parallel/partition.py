@@ -72,7 +72,7 @@ def require_divisible(plan: DepthPlan, config: PreTrainedConfig, ranks: int) -> 
 def _problem(plan: DepthPlan, config: PreTrainedConfig, ranks: int) -> str | None:
     """Why a plan cannot be cut for so many ranks; None where it can."""
     full = DepthPlan.full(plan.num_layers).stages if plan.prefill == "full" else ()
-    for stage in (*plan.stages, *full):
+    for stage in (*plan.groups, *plan.stages, *full):
         members = len(_members(stage))
         if members > 1 and plan.form == "par":
             if members % ranks:
