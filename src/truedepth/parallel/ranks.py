@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from truedepth.errors import RankError
+from truedepth.models.wording import one_line
 
 
 @dataclass
@@ -109,4 +110,5 @@ class _told:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, RuntimeError):
-            raise RankError("another rank has stopped; see what it says, and start all ranks again") from error
+            reason = one_line(error)
+            raise RankError(f"another rank has stopped or cannot be reached ({reason}); see what it says") from error
