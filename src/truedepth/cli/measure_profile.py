@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from truedepth.cli.options import print_json
+from truedepth.cli.ranks import join_ranks
 
 
 def measure_and_show(output: Path | None, dtype: str, device: str, as_json: bool) -> None:
@@ -15,21 +16,20 @@ def measure_and_show(output: Path | None, dtype: str, device: str, as_json: bool
     Raises:
         UsageError, TruedepthError, OutputError: see the functions that this calls.
     """
-    from truedepth.measuring.all_reduces import group
     from truedepth.measuring.profiling import measure_profile, save_profile, to_yaml
     from truedepth.models.placement import resolve_device, resolve_dtype
-    from truedepth.progress import silent, terminal
+    from truedepth.progress import terminal
 
-    place = resolve_device(device)
-    with group(place) as rank:
-        profile = measure_profile(place, resolve_dtype(dtype, place), terminal if rank == 0 else silent)
-        if rank > 0:
-            return
-        if output is not None:
-            save_profile(profile, output)
-        if as_json:
-            print_json(profile.model_dump(exclude_none=True))
-        elif output is None:
-            click.echo(to_yaml(profile), nl=False)
-        else:
-            click.echo(f"wrote {output}; use it with: truedepth predict MODEL --plan PLAN --hardware {output}")
+    ranks = join_ranks(device, {})
+    place = ranks.device if ranks else resolve_device(device)
+    profile = measure_profile(place, resolve_dtype(dtype, place), terminal)
+    if ranks and ranks.rank > 0:
+        return
+    if output is not None:
+        save_profile(profile, output)
+    if as_json:
+        print_json(profile.model_dump(exclude_none=True))
+    elif output is None:
+        click.echo(to_yaml(profile), nl=False)
+    else:
+        click.echo(f"wrote {output}; use it with: truedepth predict MODEL --plan PLAN --hardware {output}")

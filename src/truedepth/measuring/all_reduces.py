@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from statistics import median, quantiles
 
 import torch
 import torch.distributed as dist
 
-from truedepth.errors import TruedepthError
 from truedepth.measuring.rates import Range
 from truedepth.measuring.speed import now
+from truedepth.parallel.launch import started_ranks
 
 _SMALL, _LARGE = 256, 2**20
 """Numbers of float32 in an all-reduce: a hidden state of 1 kB, and 4 MiB, which take time to send."""
@@ -20,43 +18,12 @@ _SMALL, _LARGE = 256, 2**20
 _SMALL_REPEATS, _LARGE_REPEATS = 200, 20
 
 
-def ranks() -> int:
-    """Ranks of this run; 1 where `torchrun` did not start it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextmanager
-def group(device: torch.device) -> Iterator[int]:
-    """The ranks of this run as a process group, over NCCL on CUDA devices and gloo elsewhere; yields our rank.
-
-    Uses the group that there is, if there is one.
-
-    Raises:
-        TruedepthError: the ranks do not find each other.
-    """
-    if ranks() == 1 or dist.is_initialized():
-        yield 0 if ranks() == 1 else dist.get_rank()
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    except (RuntimeError, ValueError) as error:
-        raise TruedepthError(
-            f"the ranks do not find each other: {error}; start them with torchrun --nproc-per-node N"
-        ) from error
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
-
-
 def over_ranks(figure: Range, device: torch.device) -> Range:
     """A figure of every rank as one: the mean of the values, and the ends of all ranges."""
-    if ranks() == 1:
+    if started_ranks() == 1:
         return figure
     own = torch.tensor([figure.value, figure.low, figure.high], dtype=torch.float64, device=device)  # (3,)
-    all_of_them = [torch.empty_like(own) for _ in range(ranks())]
+    all_of_them = [torch.empty_like(own) for _ in range(started_ranks())]
     dist.all_gather(all_of_them, own)
     values, lows, highs = torch.stack(all_of_them).T.tolist()  # (3, ranks)
     return Range(sum(values) / len(values), min(lows), max(highs))

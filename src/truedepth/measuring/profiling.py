@@ -9,10 +9,11 @@ import torch
 import yaml
 
 from truedepth.files import write_atomic
-from truedepth.measuring.all_reduces import all_reduce_latency, link_rate, over_ranks, ranks
+from truedepth.measuring.all_reduces import all_reduce_latency, link_rate, over_ranks
 from truedepth.measuring.hardware import Figure, HardwareProfile, Link, Rate, Stack
 from truedepth.measuring.machine import device_name, processor_name
 from truedepth.measuring.rates import LaunchCosts, Range, computing_rate, launch_costs, reading_rate
+from truedepth.parallel.launch import started_ranks
 from truedepth.progress import Progress, silent
 
 STACK = "eager"
@@ -21,13 +22,13 @@ STACK = "eager"
 def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress = silent) -> HardwareProfile:
     """The profile of this machine as PyTorch uses it now: this device, this type, as many threads as it has.
 
-    Within `truedepth.measuring.all_reduces.group`, every rank measures at the same time, as the ranks of a model work
+    Within `truedepth.parallel.launch.joined`, every rank measures at the same time, as the ranks of a model work
     at the same time, and the profile has the group's all-reduces too. All ranks must call this; all get the profile.
 
     Raises:
         TruedepthError: too little free memory, or too much noise.
     """
-    count = ranks()
+    count = started_ranks()
     with progress("Measuring the machine", 5 if count > 1 else 3) as step:
         reading = over_ranks(reading_rate(device, dtype), device)
         step()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.export.gguf_source import Source, open_source
+from truedepth.export.source import Source, open_source
 from truedepth.families import family_of
 from truedepth.models.checkpoint import WIDE_PREFIX
 from truedepth.models.load import LoadedModel, blank_model, finish_loading
