@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 from transformers import AutoConfig, GPT2Config
 
+import truedepth.models.modeling_truedepth  # noqa: F401  (makes transformers know the types of wide checkpoints)
 from truedepth.errors import UnsupportedModelError
 from truedepth.families import Family, all_families, family_of
 
