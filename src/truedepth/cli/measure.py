@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from truedepth.evaluation.quality import Quality
     from truedepth.measuring.measurement import Measurement
-    from truedepth.measuring.speed import Spread
+    from truedepth.measuring.speed import Comparison, Spread
     from truedepth.models.load import LoadedModel
 
 UNMODIFIED = "unmodified"
@@ -163,30 +163,41 @@ def quality_table(qualities: dict[str, Quality]) -> Table:
     return table
 
 
-def _speed_table(model: str, measurement: Measurement) -> Table:
-    """A column for each plan, a row for each figure."""
+def comparison_table(title: str, note: str, comparison: Comparison) -> Table:
+    """A column for each plan of a comparison, and no rows; the caption ends with `note`."""
     from rich.table import Table
 
+    caption = (
+        f"Medians of {len(comparison.runs[comparison.baseline])} runs, lowest to highest in brackets. "
+        f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, {comparison.new_tokens} new tokens{note}"
+    )
+    table = Table("", title=title, caption=caption)
+    for name in comparison.runs:
+        table.add_column(name, justify="right")
+    return table
+
+
+def add_speeds(table: Table, comparison: Comparison) -> None:
+    """Rows of a table that `comparison_table` made."""
+    speeds = comparison.speeds.values()
+    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds))
+    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
+    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds))
+
+
+def _speed_table(model: str, measurement: Measurement) -> Table:
+    """A column for each plan, a row for each figure."""
     from truedepth.report.wording import percent, size
 
     comparison, machine = measurement.comparison, measurement.machine
-    table = Table(
-        title=f"{model} on {machine.device} ({machine.processor}, {machine.threads} threads)",
-        caption=(
-            f"Medians of {len(comparison.runs[UNMODIFIED])} runs, lowest to highest in brackets. "
-            f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, "
-            f"{comparison.new_tokens} new tokens. "
-            f"Memory reads at {size(machine.bandwidth_bytes_per_second)}/s."
-        ),
+    table = comparison_table(
+        f"{model} on {machine.device} ({machine.processor}, {machine.threads} threads)",
+        f". Memory reads at {size(machine.bandwidth_bytes_per_second)}/s.",
+        comparison,
     )
-    table.add_column("")
     speeds = comparison.speeds
-    for name in speeds:
-        table.add_column(name, justify="right")
     table.add_row("stages", *(str(plan.effective_depth) for plan in measurement.plans.values()))
-    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds.values()))
-    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
-    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds.values()))
+    add_speeds(table, comparison)
     first = (own.time_to_first_token_seconds for own in speeds.values())
     table.add_row("first token, ms", *(spread(own, factor=1e3) for own in first))
     table.add_row("read for a token", *(size(measurement.bytes_per_token[name]) for name in speeds))

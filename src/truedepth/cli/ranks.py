@@ -84,27 +84,15 @@ def measure_shared(
 
 def _table(model: str, measurement: RanksMeasurement) -> Table:
     """A column for each plan, a row for each figure."""
-    from rich.table import Table
+    from truedepth.cli.measure import add_speeds, comparison_table
 
-    from truedepth.cli.measure import spread
-
-    comparison = measurement.comparison
-    table = Table(
-        title=f"{model} on {measurement.ranks} ranks over {measurement.backend}: {measurement.device}",
-        caption=(
-            f"Medians of {len(comparison.runs[comparison.baseline])} runs, lowest to highest in brackets. "
-            f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, "
-            f"{comparison.new_tokens} new tokens; {measurement.threads} threads a rank."
-        ),
+    table = comparison_table(
+        f"{model} on {measurement.ranks} ranks over {measurement.backend}: {measurement.device}",
+        f"; {measurement.threads} threads a rank.",
+        measurement.comparison,
     )
-    table.add_column("")
-    speeds = comparison.speeds
-    for name in speeds:
-        table.add_column(name, justify="right")
     table.add_row("stages", *(str(plan.effective_depth) for plan in measurement.plans.values()))
     counted = (str(traffic.all_reduces) for traffic in measurement.token_traffic.values())
     table.add_row("all-reduces a token, counted", *counted)
-    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds.values()))
-    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
-    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds.values()))
+    add_speeds(table, measurement.comparison)
     return table

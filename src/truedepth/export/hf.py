@@ -92,7 +92,7 @@ def export_hf(
     require_fusable(opened.config, opened.family, plan)
     opened.require_apart(output)
     with folder_written_aside(output) as folder, quiet_transformers():
-        tokenizer = _tokenizer(opened)
+        tokenizer = opened.own_tokenizer()
         nbytes = _write_weights(opened, plan, folder, dtype, progress)
         config = _write_config(opened, plan, folder, dtype)
         tokenizer.save_pretrained(folder)
@@ -226,15 +226,6 @@ def _write_generation_config(source: Source, config: PreTrainedConfig, folder: P
     if source.file is not None and (ends := ends_of_text(source.file)):
         generation.eos_token_id = ends
     generation.save_pretrained(folder)
-
-
-def _tokenizer(source: Source) -> PreTrainedTokenizerBase:
-    from truedepth.models.gguf.tokenizer import tokenizer_of
-
-    if source.tokenizer is not None:
-        return source.tokenizer
-    assert source.file is not None
-    return tokenizer_of(source.file)
 
 
 def _check(

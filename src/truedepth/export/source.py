@@ -51,6 +51,15 @@ class Source:
             how = "lies in" if here.is_dir() else "is"
             raise OutputError(f"{output} {how} the model itself ({self.path}); write to another place")
 
+    def own_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer, read from `file` where that has it."""
+        from truedepth.models.gguf.tokenizer import tokenizer_of
+
+        if self.tokenizer is not None:
+            return self.tokenizer
+        assert self.file is not None  # a source without a tokenizer is a GGUF file
+        return tokenizer_of(self.file)
+
 
 def open_source(source: str, ability: Ability, *, trust_remote_code: bool = False) -> Source:
     """Open whatever `truedepth.load` takes, without reading its weights.

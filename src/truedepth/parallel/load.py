@@ -77,7 +77,7 @@ def load_split(
     plans = dict(plans_for(opened.config.num_hidden_layers))
     kind = resolve_dtype(dtype, device)
     with quiet_transformers():
-        tokenizer = opened.tokenizer or _tokenizer_of(opened)
+        tokenizer = opened.own_tokenizer()
         parts = {name: _part(opened, plan, ranks, trust_remote_code) for name, plan in plans.items()}
         for part in parts.values():
             require_memory(source, part.model, kind, device)
@@ -173,10 +173,3 @@ def _finish(source: Source, part: _Part, tokenizer: PreTrainedTokenizerBase, dev
 
 def _under(model: PreTrainedModel, plan: DepthPlan) -> PreTrainedModel:
     return model if plan.is_full else apply(model, plan)
-
-
-def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
-    from truedepth.models.gguf.tokenizer import tokenizer_of
-
-    assert source.file is not None  # a source without a tokenizer is a GGUF file
-    return tokenizer_of(source.file)
