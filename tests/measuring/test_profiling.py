@@ -18,11 +18,18 @@ from truedepth.measuring.speed import Comparison, Run
 
 CPU = torch.device("cpu")
 
-# Runs the command with buffers that are small enough for a test; torchrun starts a script, not a function.
+# A step takes 1 s and 0.5 s for each of twelve layers.
+STEPS = Comparison({"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}, 8, 1, 1)
+
+# Runs the command with buffers that are small enough for a test, and steps of which noise cannot make a refusal;
+# torchrun starts a script, not a function.
 SMALL = """
 from truedepth.cli import main
 from truedepth.measuring import rates
+from truedepth.measuring.speed import Comparison, Run
 rates._CPU_BYTES, rates._WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
+steps = Comparison({"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}, 8, 1, 1)
+rates.compare = lambda *_, **__: steps
 main()
 """
 
@@ -32,6 +39,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_CPU_BYTES", 2**14)
     monkeypatch.setattr(rates, "_WIDTH", 32)
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
+    monkeypatch.setattr(rates, "compare", lambda *_, **__: STEPS)
 
 
 @pytest.mark.usefixtures("small")
@@ -63,9 +71,7 @@ def test_a_profile_of_two_ranks(tmp_path: Path) -> None:
 
 
 def test_launch_costs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A step takes 1 s and 0.5 s for each of twelve layers.
-    runs = {"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}
-    monkeypatch.setattr(rates, "compare", lambda *_, **__: Comparison(runs, 8, 1, 1))
+    monkeypatch.setattr(rates, "compare", lambda *_, **__: STEPS)
     found = rates.launch_costs(CPU, torch.float32)
     assert (found.layer_seconds.value, found.outside_seconds.value) == (0.5, 1.0)
     assert found.layer_operations > 10
