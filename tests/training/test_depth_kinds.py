@@ -68,6 +68,7 @@ def test_layerskip(lora: Any, run: Any, tiny_folder: Path, tmp_path: Path) -> No
     settings = {"p_max": 0.2, "e_scale": 1.0, "every": 2, "watch": [2, 4]}
     results = run("layerskip", layerskip=settings, lora=lora)
     assert results.kind == "layerskip"
+    assert results.trained_parameters == (6 * 928 if lora else results.model.parameters)  # seven matrices a layer
     assert [step for step, _ in results.series("loss_exit_6")] == [1, 2, 3, 4]
     assert [step for step, _ in results.series("agreement_exit_2")] == [2, 4]
     assert [step for step, _ in results.series("eval_loss_exit_4")] == [0, 2, 4]

@@ -126,10 +126,11 @@ def train(
         training.options["callbacks"] = callbacks
         trainer = kind.trainer(training)
         trainer.train(str(checkpoint) if checkpoint else None)
+    trained_parameters = trainer.trained_parameters  # a product may merge adapters, which leaves none
     product = kind.product(training, trainer)
     if not is_first:
         return None
-    results = _results(training, trainer, model_record, product)
+    results = _results(training, trainer, model_record, trained_parameters, product)
     write_training_report(results, folder / REPORT_FILE)
     write_atomic(folder / TRAINING_FILE, results.model_dump_json(indent=2) + "\n")
     return results
@@ -241,7 +242,7 @@ class _Board:
 
 
 def _results(
-    training: Training[Any], trainer: DepthTrainer, model: ModelRecord, product: ProductRecord
+    training: Training[Any], trainer: DepthTrainer, model: ModelRecord, trained_parameters: int, product: ProductRecord
 ) -> TrainingResults:
     history = read_figures(training.folder / FIGURES_FILE)
     device = torch.device(trainer.args.device)
@@ -254,7 +255,7 @@ def _results(
         model=model.model_copy(update={"device": str(device)}),
         machine=machine_record(device, read_bandwidth(device)),
         ranks=trainer.args.world_size,
-        trained_parameters=trainer.trained_parameters,
+        trained_parameters=trained_parameters,
         steps=trainer.state.global_step,
         train=_record(trainer.train_dataset),
         held_out=None if trainer.eval_dataset is None else _record(trainer.eval_dataset),
