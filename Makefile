@@ -30,7 +30,7 @@ demo: $(VENV)/.run ## install what a run needs, draft with the embedded model's 
 	@echo "==> the report: $(CURDIR)/$(DEMO)/report.html"
 
 test: lint ## lint, then run every test, the slow ones too
-	$(BIN)/pytest --verbose --durations 10
+	$(BIN)/pytest --verbose --durations 10 --numprocesses logical --maxprocesses 4 --dist loadfile
 
 test-vllm: $(VLLM)/.done ## run the tests of exported checkpoints in vLLM, in an environment of their own (some minutes)
 	$(VLLM)/bin/python -m pytest --verbose tests/export/test_vllm.py
