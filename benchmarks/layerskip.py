@@ -9,7 +9,8 @@ Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them
   the model and for the baseline, which was trained without LayerSkip;
 - drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
 - speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
-  each the best of several runs; speedups are over the faster of the two ways to decode plainly.
+  each the best of several runs; speedups are over the faster of the two ways to decode plainly;
+- speed before: the same of the model that the training began with, if `--before` names it.
 
 Drafted answers are compared with the plain ones, and a difference is an error.
 """
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("items", type=Path)
     parser.add_argument("--baseline", help="a model that was trained alike, without LayerSkip")
+    parser.add_argument("--before", help="the model that the training began with, to see what drafts were worth then")
     parser.add_argument("--exits", type=int, nargs="+", default=[6, 12, 18])
     parser.add_argument("--answer-at", type=int, nargs="*", help="exits to answer with; --exits if not given")
     parser.add_argument("--result", help="mark of the result in a response; without it, the whole response counts")
@@ -155,6 +157,10 @@ def main() -> None:
     record["machine"] = machine_record(cpu, read_bandwidth(cpu)).model_dump(mode="json")
     loaded = truedepth.load(options.model, dtype="float32", device="cpu")
     record["speed"] = speeds(loaded, items[: options.timed], options.exits, options)
+    if options.before:
+        before = truedepth.load(options.before, dtype="float32", device="cpu")
+        record["speed_before"] = speeds(before, items[: options.timed], options.exits, options)
+        del before
     record["accuracy"] = {"with": accuracies(loaded, items, options.answer_at, options)}
     if options.baseline:
         baseline = truedepth.load(options.baseline, dtype="float32", device="cpu")
