@@ -5,8 +5,7 @@
 Equality: SmolLM2-135M with late layers in pairs, float32, exported; greedy tokens of some prompts in vLLM against
 those of `transformers` under the same plan, which stops at no end of text either. vLLM runs as it comes (compiled),
 uncompiled, in two pipeline stages, and as the target of its own speculative decoding, with the first layers as the
-draft. Where tokens differ, the place of the first and how much nearer the two logits are there than the largest is
-written: a tie decided otherwise is no mistake.
+draft.
 
 Speed: a random model of SmolLM2's size with an even number of heads (`ranks.py` has the same) on two ranks, unpaired
 and with pairs that save 21 % and 40 % of the stages, in turns; those whose turn it is not stand still.
@@ -19,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
@@ -28,6 +26,7 @@ from typing import Any
 import ranks
 import torch
 from decoding_subjects import encode
+from greedy_tokens import differences, greedy
 from vllm_process import VllmProcess
 
 from truedepth.export.hf import export_hf
@@ -35,42 +34,12 @@ from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
 from truedepth.models.embedded import DEFAULT
-from truedepth.models.load import LoadedModel, load
+from truedepth.models.load import load
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
-from truedepth.progress import terminal
 
 PAIRED = "0-17 (18|19) (20|21) (22|23) (24|25) (26|27) 28 29"
 DRAFT = "0-7"
-
-
-def greedy(loaded: LoadedModel, plan: DepthPlan, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:
-    """What transformers writes under the plan; the end of a text ends nothing."""
-    model: Any = apply(loaded.model, plan)
-    model.generation_config.eos_token_id = None
-    found = []
-    with torch.inference_mode(), terminal("Writing with transformers", len(prompts)) as advance:
-        for ids in prompts:
-            written = model.generate(torch.tensor([ids]), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-            found.append(written[0, len(ids) :].tolist())
-            advance()
-    return found
-
-
-def differences(
-    loaded: LoadedModel, prompts: Sequence[list[int]], expected: Sequence[list[int]], got: Sequence[list[int]]
-) -> list[dict[str, Any]]:
-    """Prompts whose tokens differ: where first, and by how much transformers preferred its own token there."""
-    found = []
-    for number, (prompt, own, other) in enumerate(zip(prompts, expected, got, strict=True)):
-        if own == other:
-            continue
-        at = next(place for place, pair in enumerate(zip(own, other, strict=True)) if pair[0] != pair[1])
-        model: Any = loaded.model
-        with torch.inference_mode():
-            logits = model(torch.tensor([[*prompt, *own[:at]]])).logits[0, -1]  # (V,)
-        found.append({"prompt": number, "token": at, "margin": float(logits[own[at]] - logits[other[at]])})
-    return found
 
 
 def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -81,7 +50,8 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     plan = DepthPlan.parse(PAIRED, layers)
     export_hf(DEFAULT, plan, folder / "paired", dtype="float32")
     export_hf(DEFAULT, DepthPlan.parse(DRAFT, layers), folder / "draft", dtype="float32")
-    expected = greedy(loaded, plan, asked, options.tokens)
+    apply(loaded.model, plan)
+    expected = greedy(loaded.model, asked, options.tokens)
     speculative = {"method": "draft_model", "model": str(folder / "draft"), "num_speculative_tokens": 3}
     ways: dict[str, dict[str, Any]] = {
         "uncompiled": {"enforce_eager": True},
@@ -93,7 +63,7 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     for name in options.ways or ways:
         with VllmProcess(options.vllm_python, folder / "paired", **ways[name]) as vllm:
             got = vllm.answer(asked, options.tokens)["tokens"]
-        other = differences(loaded, asked, expected, got)
+        other = differences(loaded.model, asked, expected, got)
         found[name] = {"equal": len(asked) - len(other), "different": other}
         print(f"{name}: {len(asked) - len(other)} of {len(asked)} prompts have the same tokens", flush=True)
     return {"plan": PAIRED, "draft": DRAFT, "prompts": len(asked), "tokens": options.tokens, "ways": found}
