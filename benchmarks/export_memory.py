@@ -4,7 +4,8 @@
     python benchmarks/export_memory.py --gigabytes 0.1
 
 Writes a random checkpoint of the given size to a temporary folder, exports a plan with pairs, and prints what the
-process took at its peak. A resident set counts what is mapped from files, too. For Linux.
+process took at its peak; export_memory.json beside this script keeps it. A resident set counts what is mapped from
+files, too. For Linux.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def export(folder: Path, output: Path, layers: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the source's weights")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--export", nargs=3, metavar=("FOLDER", "OUTPUT", "LAYERS"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.export:
@@ -90,7 +92,9 @@ def main() -> None:
         layers = write_checkpoint(source, asked.gigabytes)
         command = [sys.executable, __file__, "--export", str(source), str(Path(place) / "output"), str(layers)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(json.dumps(json.loads(done.stdout.splitlines()[-1]), indent=2))
+        text = json.dumps(json.loads(done.stdout.splitlines()[-1]), indent=2)
+        asked.output.write_text(text + "\n", encoding="utf-8")
+        print(text)
 
 
 if __name__ == "__main__":
