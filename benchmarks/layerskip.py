@@ -10,7 +10,9 @@ Items are prompts and responses, as `benchmarks/semantic_parsing.py` writes them
 - drafting: what of the drafted tokens is accepted at each exit with a fixed draft length, and with the adaptive one;
 - speed: tokens a second of the whole answers, plain and drafted, and of `transformers` generate, item by item in turn,
   each the best of several runs; speedups are over the faster of the two ways to decode plainly;
-- speed before: the same of the model that the training began with, if `--before` names it.
+- speed before: the same of the model that the training began with, if `--before` names it;
+- held-out text: loss, and how often an exit's next token is the last layer's, before and after, as the training says
+  in the folder of MODEL.
 
 Drafted answers are compared with the plain ones, and a difference is an error.
 """
@@ -39,6 +41,7 @@ from truedepth.measuring.machine import machine_record
 from truedepth.models.load import LoadedModel
 from truedepth.plan import DepthPlan
 from truedepth.progress import terminal
+from truedepth.training.results import TRAINING_FILE, TrainingResults
 
 BATCH = 16
 """Items that are answered at once where speed is not measured."""
@@ -113,6 +116,16 @@ def speeds(
     return figures
 
 
+def held_out(model: Path) -> dict[str, dict[str, float]]:
+    """The first and the last figures of held-out text, of the training that made a model."""
+    history = [own.values for own in TrainingResults.load(model.parent / TRAINING_FILE).history]
+    evaluated = [values for values in history if "eval_loss" in values]
+    return {
+        name: {key.removeprefix("eval_"): value for key, value in values.items() if "exit" in key}
+        for name, values in (("before", evaluated[0]), ("after", evaluated[-1]))
+    }
+
+
 def _transformers_seconds(loaded: LoadedModel, asked: Sequence[Request], options: argparse.Namespace) -> dict[str, Any]:
     """Before an engine takes the weights."""
     model: Any = loaded.model
@@ -133,7 +146,7 @@ def _transformers_seconds(loaded: LoadedModel, asked: Sequence[Request], options
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", type=Path, help="the folder `model` of a finished training")
     parser.add_argument("items", type=Path)
     parser.add_argument("--baseline", help="a model that was trained alike, without LayerSkip")
     parser.add_argument("--before", help="the model that the training began with, to see what drafts were worth then")
@@ -154,8 +167,9 @@ def main() -> None:
     items = read_items(options.items, options.count, options.prompt_field, options.response_field)
     cpu = torch.device("cpu")
     record: dict[str, Any] = {"items": len(items), "timed": options.timed, "threads": torch.get_num_threads()}
+    record["held_out"] = held_out(options.model)
     record["machine"] = machine_record(cpu, read_bandwidth(cpu)).model_dump(mode="json")
-    loaded = truedepth.load(options.model, dtype="float32", device="cpu")
+    loaded = truedepth.load(str(options.model), dtype="float32", device="cpu")
     record["speed"] = speeds(loaded, items[: options.timed], options.exits, options)
     if options.before:
         before = truedepth.load(options.before, dtype="float32", device="cpu")

@@ -38,9 +38,22 @@ def exits(record: Record, axes: list[Axes]) -> None:
     left.set_xticks(range(len(accuracy["with"])), list(accuracy["with"]))
     left.set(xlabel="layers that run", ylabel="items answered right (%)", ylim=(0, 112))
     left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    ways = {name: way for name, way in record["speed"].items() if name != "transformers"}
-    _bars(right, {name: way["speedup"] for name, way in ways.items()})
-    right.set_xlabel("tokens a second, over plain decoding")
+    _speedups(right, record)
+
+
+def agreement(record: Record, axes: list[Axes]) -> None:
+    """How often each exit agrees with the last layer, before and after, and what drafting at it is worth."""
+    left, right = axes
+    for offset, (name, colour) in zip((-0.2, 0.2), (("before", GREY), ("after", GREEN)), strict=True):
+        found = {key: own for key, own in record["held_out"][name].items() if key.startswith("agreement")}
+        places = [at + offset for at in range(len(found))]
+        heights = [100 * share for share in found.values()]
+        bars = left.bar(places, heights, 0.38, color=colour, label=f"{name} training")
+        left.bar_label(bars, fmt="%.0f", fontsize=8)
+        left.set_xticks(range(len(found)), [key.rpartition("_")[2] for key in found])
+    left.set(xlabel="layers that run", ylabel="next token as the last layer's (%)", ylim=(0, 112))
+    left.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    _speedups(right, record)
 
 
 def recovery(record: Record, axes: list[Axes]) -> None:
@@ -56,7 +69,8 @@ def recovery(record: Record, axes: list[Axes]) -> None:
         }
         bars = axis.bar(list(heights), list(heights.values()), color=[GREY, GREY, ORANGE, ORANGE, GREEN])
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
-        axis.set(title=name, yscale="log", ylabel="perplexity of held-out text")
+        scale = "log" if max(heights.values()) > 1000 else "linear"  # a ruin would hide all others
+        axis.set(title=name, yscale=scale, ylabel="perplexity of held-out text")
         axis.tick_params("x", labelsize=8)
 
 
@@ -105,6 +119,12 @@ def slow_link(record: Record, axes: list[Axes]) -> None:
         axis.legend(frameon=False, fontsize=7)
 
 
+def _speedups(axis: Axes, record: Record) -> None:
+    ways = {name: way for name, way in record["speed"].items() if name != "transformers"}
+    _bars(axis, {name: way["speedup"] for name, way in ways.items()})
+    axis.set_xlabel("tokens a second, over plain decoding")
+
+
 def _bars(axis: Axes, found: Mapping[str, float]) -> None:
     bars = axis.barh([name.replace("_", " ") for name in found], list(found.values()), color=GREEN)
     axis.bar_label(bars, fmt="%.2fx", padding=3, fontsize=8)
@@ -115,8 +135,8 @@ def _bars(axis: Axes, found: Mapping[str, float]) -> None:
 
 PICTURES: dict[str, tuple[Callable[[Record, list[Axes]], None], int]] = {
     "layerskip-parsing": (exits, 2),
-    "layerskip-source": (exits, 2),
-    "layerskip-gsm8k": (exits, 2),
+    "layerskip-source": (agreement, 2),
+    "layerskip-gsm8k": (agreement, 2),
     "recovery": (recovery, 3),
     "draft_head": (draft_head, 1),
     "predicted": (predicted, 2),
