@@ -22,22 +22,16 @@ from transformers import AutoModelForCausalLM
 
 from truedepth.export.hf import export_hf
 from truedepth.files import write_atomic
+from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.load import load
 from truedepth.models.rewire import apply
-from truedepth.plan import DepthPlan
-
-
-def late_pairs(layers: int) -> DepthPlan:
-    """Five pairs up to two layers before the last."""
-    first = layers - 12
-    pairs = " ".join(f"({at}|{at + 1})" for at in range(first, first + 10, 2))
-    return DepthPlan.parse(f"0-{first - 1} {pairs} {layers - 2} {layers - 1}", layers)
 
 
 def compare(name: str, texts: list[str], new_tokens: int) -> dict[str, Any]:
     loaded = load(name, dtype="float32", device="cpu")
     asked = [encode(loaded.tokenizer, text) for text in texts]
-    plan = late_pairs(loaded.model.config.num_hidden_layers)
+    layers = loaded.model.config.num_hidden_layers
+    plan = LayerParallel(depth=layers - 5, end=layers - 2).plan(layers)
     with tempfile.TemporaryDirectory() as temporary:
         written = export_hf(name, plan, Path(temporary) / "wide", dtype="float32")
         wide: Any = AutoModelForCausalLM.from_pretrained(written.path, dtype=torch.float32)

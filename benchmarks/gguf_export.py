@@ -18,14 +18,14 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from decoding_subjects import BUILT_IN
+from decoding_subjects import BUILT_IN, encode
+from greedy_tokens import differences, greedy
 from llama_cpp import LlamaProcess, is_installed
 
 from truedepth.export.gguf import export_gguf
@@ -33,6 +33,7 @@ from truedepth.export.source import open_source
 from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
+from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.embedded import DEFAULT
 from truedepth.models.load import LoadedModel, load
 from truedepth.models.rewire import apply
@@ -65,7 +66,7 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     loaded = load(options.model, dtype="float32", device="cpu")
     plans = plans_of(loaded.model.config.num_hidden_layers, options.draft)
-    asked = [_ids(loaded, text) for text in PROMPTS[: options.prompts]]
+    asked = [encode(loaded.tokenizer, text) for text in PROMPTS[: options.prompts]]
     found = {
         "model": options.model,
         "machine": machine_record(torch.device("cpu"), read_bandwidth(torch.device("cpu"))).model_dump(),
@@ -79,37 +80,32 @@ def main() -> None:
 
 
 def plans_of(layers: int, draft: str) -> dict[str, DepthPlan]:
-    """The plans by name. Pairs are the last third of the layers without the last two."""
-    start = 2 * layers // 3
-    pairs = [f"({first}|{first + 1})" for first in range(start, layers - 3, 2)]
-    end = start + 2 * len(pairs)
-    notations = {
-        "full": None,
-        "paired": f"0-{start - 1} {' '.join(pairs)} {end}-{layers - 1}",
-        "skipped": f"0-{start - 1} {end}-{layers - 1}",
-        "draft": draft,
+    """The plans by name. Pairs take a fourth of the layers, up to two before the last."""
+    paired = LayerParallel(depth=layers - layers // 8, end=layers - 2).plan(layers)
+    return {
+        "full": DepthPlan.full(layers),
+        "paired": paired,
+        "skipped": DepthPlan.of_layers([s.layers[0] for s in paired.stages if len(s.layers) == 1], layers),
+        "draft": read_plan(draft, layers),
     }
-    return {name: read_plan(notation, layers) for name, notation in notations.items()}
 
 
 def equality(
     loaded: LoadedModel, plans: dict[str, DepthPlan], asked: Sequence[list[int]], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """How many prompts get the same tokens, by plan; of the others the place of the first that differs."""
+    """How many prompts get the same tokens, by plan, and where the others differ first."""
     found: dict[str, Any] = {}
     for name, plan in plans.items():
         apply(loaded.model, plan)
-        different: dict[int, int] = {}
-        with _llama(plan, name, "f32", options) as process, terminal(f"Comparing {name}", len(asked)) as advance:
-            for number, prompt in enumerate(asked):
-                expected, answered = _greedy(loaded, prompt, options.tokens), process.tokens(prompt, options.tokens)
-                if answered != expected:
-                    pairs = zip(answered, expected, strict=False)
-                    same = next((at for at, (one, other) in enumerate(pairs) if one != other), len(answered))
-                    different[number] = same
-                advance()
-        equal = len(asked) - len(different)
-        found[name] = {"equal": equal, "prompts": len(asked), "tokens": options.tokens, "first_difference": different}
+        expected = greedy(loaded.model, asked, options.tokens)
+        process = LlamaProcess(*_command(_file(plan, name, "f32", options), options))
+        try:
+            answered = [process.tokens(prompt, options.tokens) for prompt in asked]
+        finally:
+            process.close()
+        other = differences(loaded.model, asked, expected, answered)
+        equal = len(asked) - len(other)
+        found[name] = {"equal": equal, "prompts": len(asked), "tokens": options.tokens, "different": other}
     return found
 
 
@@ -150,15 +146,6 @@ def speed(
     }
 
 
-@contextmanager
-def _llama(plan: DepthPlan, name: str, kind: str, options: argparse.Namespace) -> Iterator[LlamaProcess]:
-    process = LlamaProcess(*_command(_file(plan, name, kind, options), options))
-    try:
-        yield process
-    finally:
-        process.close()
-
-
 def _command(path: Path, options: argparse.Namespace) -> tuple[str, Path, int, int]:
     """What starts llama.cpp with a file: interpreter, file, threads and context."""
     return options.llama_python, path, torch.get_num_threads(), 256 + max(options.tokens, options.speed_tokens)
@@ -169,28 +156,6 @@ def _file(plan: DepthPlan, name: str, kind: str, options: argparse.Namespace) ->
     if not path.exists():
         export_gguf(open_source(options.model, "gguf"), plan, path, type=kind, progress=terminal)
     return path
-
-
-def _ids(loaded: LoadedModel, text: str) -> list[int]:
-    if loaded.tokenizer.chat_template:
-        text = str(
-            loaded.tokenizer.apply_chat_template(
-                [{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False
-            )
-        )
-    ids: list[int] = loaded.tokenizer(text, add_special_tokens=not loaded.tokenizer.chat_template).input_ids
-    return ids
-
-
-def _greedy(loaded: LoadedModel, prompt: list[int], tokens: int) -> list[int]:
-    model: Any = loaded.model
-    ids = torch.tensor([prompt])
-    # Neither side stops at the end of a text.
-    written = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False, eos_token_id=None
-    )
-    answer: list[int] = written[0, len(prompt) :].tolist()
-    return answer
 
 
 def _version_of_llama(python: str) -> str:

@@ -95,7 +95,7 @@ def speeds(
 ) -> dict[str, Any]:
     """Tokens a second and acceptance of each way to decode, all items."""
     layers = loaded.model.config.num_hidden_layers
-    asked = requests(loaded, items, options.new_tokens)
+    asked = requests(loaded, items, options.timed_tokens)
     transformers = _transformers_seconds(loaded, asked, options)
     with Engine(loaded.model, loaded.tokenizer) as engine:
         drafts = {exit_layers: engine.draft(DepthPlan.of_layers(range(exit_layers), layers)) for exit_layers in exits}
@@ -136,7 +136,7 @@ def _transformers_seconds(loaded: LoadedModel, asked: Sequence[Request], options
             best = float("inf")
             for _ in range(options.repeats):
                 begun = time.perf_counter()
-                written = model.generate(ids, max_new_tokens=options.new_tokens, do_sample=False)
+                written = model.generate(ids, max_new_tokens=options.timed_tokens, do_sample=False)
                 best = min(best, time.perf_counter() - begun)
             tokens += written.shape[1] - ids.shape[1]
             seconds += best
@@ -158,7 +158,8 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="items to answer")
     parser.add_argument("--timed", type=int, default=40, help="items to time")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--new-tokens", type=int, default=160)
+    parser.add_argument("--new-tokens", type=int, default=160, help="of an answer that is right or wrong, at most")
+    parser.add_argument("--timed-tokens", type=int, default=160, help="of an answer that is timed, at most")
     parser.add_argument("--prompt-field", default="prompt")
     parser.add_argument("--response-field", default="response")
     parser.add_argument("--output", type=Path, required=True)

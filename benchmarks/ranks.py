@@ -32,9 +32,13 @@ from truedepth import DepthPlan, Engine
 from truedepth.decoding.request import Request
 from truedepth.files import write_atomic
 from truedepth.measuring.machine import processor_name
+from truedepth.methods.layer_parallel import LayerParallel
+from truedepth.models.embedded import DEFAULT
+from truedepth.models.load import load
 from truedepth.parallel.launch import joined, started_ranks
 from truedepth.parallel.load import split_model
 from truedepth.parallel.ranks import GroupRanks, Traffic
+from truedepth.plan import Form
 
 PROMPT_TOKENS = 32
 RANKS = 2
@@ -55,19 +59,15 @@ class Switched(GroupRanks):
 def plans(layers: int) -> dict[str, DepthPlan]:
     """Unpaired, and pairs that save 21 % and 40 % of the stages, up to two layers before the last; in both forms."""
     found = {"unpaired": DepthPlan.full(layers)}
+    forms: tuple[Form, ...] = ("lp", "par")
     for share in (0.21, 0.40):
-        pairs = round(share * layers)
-        first = layers - 2 - 2 * pairs
-        stages = [str(layer) for layer in range(first)]
-        stages += [f"({first + 2 * pair}|{first + 2 * pair + 1})" for pair in range(pairs)]
-        stages += [str(layer) for layer in range(first + 2 * pairs, layers)]
-        for form in ("lp", "par"):
-            plan = DepthPlan.parse(" ".join(stages), layers, form)
-            found[f"-{share:.0%} {form}"] = plan
+        for form in forms:
+            method = LayerParallel(depth=layers - round(share * layers), end=layers - 2, form=form)
+            found[f"-{share:.0%} {form}"] = method.plan(layers)
     return found
 
 
-def model(layers: int, width: int, vocabulary: int) -> Any:
+def model(layers: int, width: int = 512, vocabulary: int = 49152) -> Any:
     """The same random weights on every rank and at every call."""
     config = AutoConfig.for_model(
         "llama",
@@ -83,6 +83,12 @@ def model(layers: int, width: int, vocabulary: int) -> Any:
     )
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def save(folder: Path, layers: int) -> None:
+    """The model as a checkpoint, with the embedded model's tokenizer, whose vocabulary is as large."""
+    model(layers).save_pretrained(folder)
+    load(DEFAULT).tokenizer.save_pretrained(folder)
 
 
 def decode(engine: Engine, ranks: Switched, new_tokens: int, *, sending: bool) -> tuple[float, Traffic]:

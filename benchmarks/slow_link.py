@@ -4,11 +4,10 @@
     sudo python benchmarks/slow_link.py --delays 0 200 --repeats 3 --new-tokens 8 --layers 8
 
 One rank runs in each of two network namespaces (`delayed_link.py`), over gloo, with one thread. At every delay, paired
-plans are timed in turns with the unmodified model, a random one with an even number of heads: speed does not depend on
-what weights hold. The prediction is made from a profile that `truedepth measure --profile` measures in the same
-setting without delay, and from the delay that pings show. How many delays an all-reduce waits for is measured too, by
-all-reduces alone at the largest delay. Writes `slow_link.json` beside this file; `plots.py` draws it. Needs Linux,
-root, `ip`, and the embedded model's tokenizer.
+plans are timed in turns with the unmodified model, both of `ranks.py`. The prediction is made from a profile, which
+`truedepth measure --profile` measures in the same setting without delay, and from the delay that pings show. How many
+delays an all-reduce waits for is measured too, by all-reduces alone at the largest delay. Writes `slow_link.json`
+beside this file; `plots.py` draws it. Needs Linux, root, `ip`, and the embedded model's tokenizer.
 """
 
 from __future__ import annotations
@@ -24,48 +23,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import ranks
 from delayed_link import DEVICE, DelayedLink
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from truedepth.measuring.hardware import Figure, Hardware, load_hardware
 from truedepth.measuring.prediction import predict
-from truedepth.models.load import load, load_shapes
-from truedepth.plan import DepthPlan, Form, Stage
+from truedepth.models.load import load_shapes
+from truedepth.plan import DepthPlan
 
 PORT = "29533"
-SHARES: dict[str, float] = {"-21 %": 0.21, "-40 %": 0.40}
-"""Paired plans, by how many stages fewer they have."""
-
-
-def random_model(folder: Path, layers: int) -> None:
-    """A Llama of SmolLM2-135M's size with 8 heads, with its tokenizer, in a folder."""
-    tokenizer = load("smollm2-135m").tokenizer
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=layers,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def paired(layers: int, share: float, form: Form) -> DepthPlan:
-    """Pairs in the middle of the model, so many that there are `share` fewer stages."""
-    pairs = round(share * layers)
-    first = (layers - 2 * pairs) // 2
-    grouped = [Stage((at, at + 1)) for at in range(first, first + 2 * pairs, 2)]
-    before = [Stage((layer,)) for layer in range(first)]
-    after = [Stage((layer,)) for layer in range(first + 2 * pairs, layers)]
-    return DepthPlan((*before, *grouped, *after), layers, form)
 
 
 def over_link(link: DelayedLink, arguments: Sequence[str]) -> str:
@@ -120,16 +86,13 @@ def compare(link: DelayedLink, model: Path, plan: DepthPlan, arguments: argparse
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure and predict at every delay."""
-    plans = {
-        f"{name}, {form}": paired(arguments.layers, share, form)
-        for name, share in SHARES.items()
-        for form in ("lp", "par")
-    }
+    plans = ranks.plans(arguments.layers)
+    del plans["unpaired"]
     context = arguments.prompt_tokens + arguments.new_tokens // 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         model = folder / "model"
-        random_model(model, arguments.layers)
+        ranks.save(model, arguments.layers)
         shapes = load_shapes(str(model))
         with DelayedLink(0.0) as link:
             how, trip, fast = link.how, link.round_trip(), profile(link, folder)

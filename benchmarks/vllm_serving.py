@@ -33,13 +33,11 @@ from truedepth.export.hf import export_hf
 from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
+from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.embedded import DEFAULT
 from truedepth.models.load import load
 from truedepth.models.rewire import apply
-from truedepth.plan import DepthPlan
-
-PAIRED = "0-17 (18|19) (20|21) (22|23) (24|25) (26|27) 28 29"
-DRAFT = "0-7"
+from truedepth.plan_text import read_plan
 
 
 def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -47,9 +45,10 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     layers = loaded.model.config.num_hidden_layers
     lines = options.prompts.read_text(encoding="utf-8").splitlines()
     asked = [encode(loaded.tokenizer, json.loads(line)["turns"][0]) for line in lines[: options.count]]
-    plan = DepthPlan.parse(PAIRED, layers)
+    plan = LayerParallel(depth=layers - 5, end=layers - 2).plan(layers)
+    draft = read_plan("exit:8", layers)
     export_hf(DEFAULT, plan, folder / "paired", dtype="float32")
-    export_hf(DEFAULT, DepthPlan.parse(DRAFT, layers), folder / "draft", dtype="float32")
+    export_hf(DEFAULT, draft, folder / "draft", dtype="float32")
     apply(loaded.model, plan)
     expected = greedy(loaded.model, asked, options.tokens)
     speculative = {"method": "draft_model", "model": str(folder / "draft"), "num_speculative_tokens": 3}
@@ -66,13 +65,18 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         other = differences(loaded.model, asked, expected, got)
         found[name] = {"equal": len(asked) - len(other), "different": other}
         print(f"{name}: {len(asked) - len(other)} of {len(asked)} prompts have the same tokens", flush=True)
-    return {"plan": PAIRED, "draft": DRAFT, "prompts": len(asked), "tokens": options.tokens, "ways": found}
+    return {
+        "plan": plan.notation,
+        "draft": draft.notation,
+        "prompts": len(asked),
+        "tokens": options.tokens,
+        "ways": found,
+    }
 
 
 def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of each plan on two ranks, by rounds in which all take turns; ratios within a round."""
-    ranks.model(options.layers, options.width, options.vocabulary).save_pretrained(folder / "source")
-    load(DEFAULT).tokenizer.save_pretrained(folder / "source")
+    ranks.save(folder / "source", options.layers)
     plans = {name: plan for name, plan in ranks.plans(options.layers).items() if plan.form == "lp"}
     prompt = list(range(3, 3 + ranks.PROMPT_TOKENS))
     seconds: dict[str, list[float]] = {name: [] for name in plans}
@@ -113,8 +117,6 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="tokens to compare")
     parser.add_argument("--ways", nargs="*", help="ways to run vLLM, by name; all if not given")
     parser.add_argument("--layers", type=int, default=30)
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=49152)
     parser.add_argument("--speed-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
