@@ -21,16 +21,16 @@ from truedepth.measuring.hardware import Hardware
 from truedepth.measuring.prediction import UNMODIFIED, PassPrediction, predict
 from truedepth.measuring.profiling import STACK, measure_profile
 from truedepth.measuring.speed import Spread, compare
+from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.load import load
 from truedepth.plan import DepthPlan
 from truedepth.progress import terminal
 
 MODEL = "smollm2-135m"
-PAIRS = " ".join(f"({layer}|{layer + 1})" for layer in range(4, 28, 2))
 PLANS = {
     "skipped": DepthPlan.parse("0-9 20-29", 30),
-    "paired, lp": DepthPlan.parse(f"0-3 {PAIRS} 28 29", 30, "lp"),
-    "paired, par": DepthPlan.parse(f"0-3 {PAIRS} 28 29", 30, "par"),
+    "paired, lp": LayerParallel(depth=18, end=28, form="lp").plan(30),
+    "paired, par": LayerParallel(depth=18, end=28, form="par").plan(30),
 }
 
 

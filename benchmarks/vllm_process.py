@@ -43,8 +43,8 @@ class VllmProcess:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(places),
         }
-        self._errors = folder.with_name(f"{folder.name}-vllm.log")
-        with self._errors.open("w") as errors:
+        self._log = folder.with_name(f"{folder.name}-vllm.log")
+        with self._log.open("a") as errors:
             self._process = subprocess.Popen(
                 [python, __file__, str(folder), json.dumps(options)],
                 stdin=subprocess.PIPE,
@@ -84,7 +84,9 @@ class VllmProcess:
             if line.startswith(_ANSWER):
                 answer: dict[str, Any] = json.loads(line.removeprefix(_ANSWER))
                 return answer
-        raise RuntimeError(f"vLLM ended with exit code {self._process.wait()}:\n{self._errors.read_text()[-6000:]}")
+            with self._log.open("a") as log:
+                log.write(line)
+        raise RuntimeError(f"vLLM ended with exit code {self._process.wait()}:\n{self._log.read_text()[-12000:]}")
 
 
 def _serve(folder: str, options: dict[str, Any]) -> None:

@@ -55,7 +55,8 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     ways: dict[str, dict[str, Any]] = {
         "uncompiled": {"enforce_eager": True},
         "compiled": {},
-        "two pipeline stages": {"pipeline_parallel_size": 2, "enforce_eager": True},
+        # On a CPU, vLLM 0.32 makes what a later stage receives into only where it compiles, whatever the model.
+        "two pipeline stages": {"pipeline_parallel_size": 2},
         "drafted": {"speculative_config": speculative, "enforce_eager": True},
     }
     found = {}
