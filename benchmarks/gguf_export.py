@@ -5,7 +5,7 @@
 Four files of a model: all layers (`full`), late layers in pairs (`paired`), the same layers left out (`skipped`), and
 the first layers alone (`draft`).
 
-Equality: float32 files, greedy tokens of some prompts in llama.cpp against transformers' under the same plan.
+Equality: float32 files and attention, greedy tokens in llama.cpp against those of transformers under the same plan.
 Speed: decoding of all files in turns, and of the full one in llama.cpp's own speculative mode, with the draft file and
 with the skipped one. Layers that were not trained to be the last draft badly: give a model that was, and its exit.
 
@@ -98,7 +98,7 @@ def equality(
     for name, plan in plans.items():
         apply(loaded.model, plan)
         expected = greedy(loaded.model, asked, options.tokens)
-        process = LlamaProcess(*_command(_file(plan, name, "f32", options), options))
+        process = LlamaProcess(*_command(_file(plan, name, "f32", options), options), float32_attention=True)
         try:
             answered = [process.tokens(prompt, options.tokens) for prompt in asked]
         finally:

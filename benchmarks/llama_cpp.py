@@ -3,7 +3,7 @@
 llama.cpp comes prebuilt in the package `xllamacpp` (`pip install xllamacpp`), which truedepth does not depend on. It
 may be installed for another interpreter. The process is this file, run by that interpreter:
 
-    python benchmarks/llama_cpp.py MODEL.gguf THREADS CONTEXT [DRAFT.gguf]
+    python benchmarks/llama_cpp.py '{"model": "MODEL.gguf", "threads": 2, "context": 512}'
 
 It reads requests from standard input, one JSON object a line, and writes one a line to standard output.
 """
@@ -26,10 +26,29 @@ def is_installed(python: str) -> bool:
 
 
 class LlamaProcess:
-    """llama.cpp with one model, in a process of its own. Close it after use."""
+    """llama.cpp with one model, in a process of its own. Close it after use.
 
-    def __init__(self, python: str, model: Path, threads: int, context: int, draft: Path | None = None) -> None:
-        command = [python, __file__, str(model), str(threads), str(context), *([str(draft)] if draft else [])]
+    Attention rounds to float16, as llama.cpp has it where nobody asks for something else, or not at all.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        model: Path,
+        threads: int,
+        context: int,
+        *,
+        draft: Path | None = None,
+        float32_attention: bool = False,
+    ) -> None:
+        options = {
+            "model": str(model),
+            "threads": threads,
+            "context": context,
+            "draft": str(draft) if draft else None,
+            "float32_attention": float32_attention,
+        }
+        command = [python, __file__, json.dumps(options)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
@@ -62,7 +81,7 @@ class LlamaProcess:
         self._process.wait()
 
 
-def _serve(model: str, threads: int, context: int, draft: str | None) -> None:
+def _serve(model: str, threads: int, context: int, draft: str | None, float32_attention: bool) -> None:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -71,6 +90,9 @@ def _serve(model: str, threads: int, context: int, draft: str | None) -> None:
     params.n_parallel = 1
     params.cache_ram_mib = 0
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    if float32_attention:
+        params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     if draft is not None:
         speculative = params.speculative
         speculative.types = [xllamacpp.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
@@ -87,4 +109,4 @@ def _serve(model: str, threads: int, context: int, draft: str | None) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)
+    _serve(**json.loads(sys.argv[1]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,14 +29,28 @@ _ANSWER = "ANSWER "
 class VllmProcess:
     """vLLM with one model, float32, greedy, in processes of their own. Close it after use.
 
-    Ranks that have nothing to do still look for work, which takes a core from others: `pause` holds all of them.
+    Ranks share the cores, and belong to one node or, as they would on several machines, to one each: then they talk
+    over gloo, else through shared memory where vLLM can. Ranks that have nothing to do still look for work, which takes
+    a core from others: `pause` holds all of them.
     """
 
-    def __init__(self, python: str, folder: Path, **options: Any) -> None:
+    def __init__(self, python: str, folder: Path, *, nodes: int = 1, **options: Any) -> None:
         cores = sorted(os.sched_getaffinity(0))
         ranks = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
         share = max(1, len(cores) // ranks)
         places = [",".join(map(str, cores[rank * share : (rank + 1) * share])) for rank in range(ranks)]
+        self._log = folder.with_name(f"{folder.name}-vllm.log")
+        if nodes > 1:
+            options |= {"nnodes": nodes, "master_addr": "127.0.0.1", "master_port": _free_port()}
+        local = ranks // nodes
+        self._nodes = [
+            self._start([python, __file__, str(folder), json.dumps(options)], node, places[node * local :][:local])
+            for node in range(nodes)
+        ]
+        self._process = self._nodes[0]
+        self._receive()
+
+    def _start(self, command: list[str], node: int, places: list[str]) -> subprocess.Popen[str]:
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
@@ -43,18 +58,16 @@ class VllmProcess:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "|".join(places),
         }
-        self._log = folder.with_name(f"{folder.name}-vllm.log")
-        with self._log.open("a") as errors:
-            self._process = subprocess.Popen(
-                [python, __file__, str(folder), json.dumps(options)],
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                [*command, str(node)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
+                stdout=log if node else subprocess.PIPE,
+                stderr=log,
                 text=True,
                 env=environment,
                 start_new_session=True,  # one group of processes, which signals reach together
             )
-        self._receive()
 
     def __enter__(self) -> Self:
         return self
@@ -69,14 +82,19 @@ class VllmProcess:
         return self._receive()
 
     def pause(self) -> None:
-        os.killpg(self._process.pid, signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        os.killpg(self._process.pid, signal.SIGCONT)
+        self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._signal(signal.SIGKILL)
+        for node in self._nodes:
+            node.wait()
+
+    def _signal(self, number: int) -> None:
+        for node in self._nodes:
+            os.killpg(node.pid, number)
 
     def _receive(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -89,11 +107,26 @@ class VllmProcess:
         raise RuntimeError(f"vLLM ended with exit code {self._process.wait()}:\n{self._log.read_text()[-12000:]}")
 
 
-def _serve(folder: str, options: dict[str, Any]) -> None:
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _follow(options: dict[str, Any]) -> None:
+    """The ranks of a node that is not the first, as `vllm serve --headless` has them."""
+    from vllm import EngineArgs
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    config = EngineArgs(**options).create_engine_config(headless=True)
+    MultiprocExecutor(config, monitor_workers=False).start_worker_monitor(inline=True)
+
+
+def _serve(options: dict[str, Any]) -> None:
     from vllm import LLM, SamplingParams, TokensPrompt
 
-    # Prefixes are not kept: a prompt that comes again would cost nothing.
-    llm = LLM(folder, **{"dtype": "float32", "max_model_len": 512, "enable_prefix_caching": False, "seed": 0} | options)
+    llm = LLM(**options)
     print(_ANSWER + "{}", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -106,5 +139,15 @@ def _serve(folder: str, options: dict[str, Any]) -> None:
         print(_ANSWER + json.dumps({"tokens": tokens, "seconds": seconds}), flush=True)
 
 
+def _main(folder: str, asked: str, node: str = "0") -> None:
+    # Prefixes are not kept: a prompt that comes again would cost nothing.
+    fixed = {"model": folder, "dtype": "float32", "max_model_len": 512, "enable_prefix_caching": False, "seed": 0}
+    options = {**fixed, **json.loads(asked)}
+    if node == "0":
+        _serve(options)
+    else:
+        _follow({**options, "node_rank": int(node)})
+
+
 if __name__ == "__main__":
-    _serve(sys.argv[1], json.loads(sys.argv[2]))
+    _main(*sys.argv[1:])

@@ -8,7 +8,9 @@ uncompiled, in two pipeline stages, and as the target of its own speculative dec
 draft.
 
 Speed: a random model of SmolLM2's size with an even number of heads (`ranks.py` has the same) on two ranks, unpaired
-and with pairs that save 21 % and 40 % of the stages, in turns; those whose turn it is not stand still.
+and with pairs that save 21 % and 40 % of the stages, in turns; those whose turn it is not stand still. The ranks are of
+one node, where vLLM's all-reduces go through shared memory if the processor has AVX-512, and of two nodes as on two
+machines, over gloo.
 
 Figures go to vllm_serving.json beside this script.
 """
@@ -75,8 +77,9 @@ def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+def speed(folder: Path, nodes: int, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of each plan on two ranks, by rounds in which all take turns; ratios within a round."""
+    folder.mkdir()
     ranks.save(folder / "source", options.layers)
     plans = {name: plan for name, plan in ranks.plans(options.layers).items() if plan.form == "lp"}
     prompt = list(range(3, 3 + ranks.PROMPT_TOKENS))
@@ -86,7 +89,11 @@ def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         for number, (name, plan) in enumerate(plans.items()):
             export_hf(str(folder / "source"), plan, folder / f"plan-{number}")
             process = VllmProcess(
-                options.vllm_python, folder / f"plan-{number}", tensor_parallel_size=2, enforce_eager=True
+                options.vllm_python,
+                folder / f"plan-{number}",
+                nodes=nodes,
+                tensor_parallel_size=2,
+                enforce_eager=True,
             )
             running[name] = opened.enter_context(process)
             process.pause()
@@ -106,8 +113,11 @@ def speed(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             "tokens_per_second": options.speed_tokens / median(seconds[name]),
             "ratio": {"median": median(ratios), "low": min(ratios), "high": max(ratios)},
         }
-        print(f"{name:10} {found[name]['tokens_per_second']:6.1f} tokens/s, {median(ratios):.2f}x", flush=True)
-    return {"ranks": 2, "rounds": options.rounds, "new_tokens": options.speed_tokens, "plans": found}
+        print(
+            f"{nodes} nodes, {name:10} {found[name]['tokens_per_second']:6.1f} tokens/s, {median(ratios):.2f}x",
+            flush=True,
+        )
+    return {"nodes": nodes, "ranks": 2, "rounds": options.rounds, "new_tokens": options.speed_tokens, "plans": found}
 
 
 def main() -> None:
@@ -127,7 +137,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         if options.prompts:
             record["equality"] = equality(Path(temporary), options)
-        record["speed"] = speed(Path(temporary), options)
+        record["speed"] = [speed(Path(temporary) / f"{nodes}-nodes", nodes, options) for nodes in (1, 2)]
     write_atomic(options.output, json.dumps(record, indent=2) + "\n")
     print(json.dumps(record, indent=2))
 

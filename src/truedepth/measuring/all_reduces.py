@@ -15,7 +15,9 @@ from truedepth.parallel.launch import started_ranks
 _SMALL, _LARGE = 256, 2**20
 """Numbers of float32 in an all-reduce: a hidden state of 1 kB, and 4 MiB, which take time to send."""
 
-_SMALL_REPEATS, _LARGE_REPEATS = 200, 20
+_SMALL_REPEATS, _LARGE_REPEATS = 20, 20
+_SMALL_RUN = 50
+"""All-reduces that are timed together, about as many as a decode step has."""
 
 
 def over_ranks(figure: Range, device: torch.device) -> Range:
@@ -30,8 +32,12 @@ def over_ranks(figure: Range, device: torch.device) -> Range:
 
 
 def all_reduce_latency(device: torch.device) -> Range:
-    """Seconds of an all-reduce of 1 kB, one after the other: the median, and the first and last tenth."""
-    return _range(_seconds(device, _SMALL, _SMALL_REPEATS))
+    """Seconds of an all-reduce of 1 kB, one after the other: the median, and the first and last tenth.
+
+    Each figure is the mean over a run: a decode step takes the sum of its all-reduces, and those that take ten times as
+    long as most, since a rank was woken late, are a good part of it.
+    """
+    return _range(_seconds(device, _SMALL, _SMALL_REPEATS, _SMALL_RUN))
 
 
 def link_rate(device: torch.device, latency: Range) -> Range:
@@ -46,13 +52,14 @@ def _range(seen: Sequence[float]) -> Range:
     return Range(median(seen), tenths[0], tenths[-1])
 
 
-def _seconds(device: torch.device, count: int, repeats: int) -> list[float]:
-    """Seconds of each of `repeats` all-reduces, after some that do not count. All ranks must call this."""
+def _seconds(device: torch.device, count: int, repeats: int, together: int = 1) -> list[float]:
+    """Seconds of an all-reduce, of `repeats` runs of `together`, after some that do not count. All ranks call this."""
     numbers = torch.zeros(count, dtype=torch.float32, device=device)  # (count,)
     seconds = []
     for turn in range(repeats + 5):
         start = now(device)
-        dist.all_reduce(numbers)
+        for _ in range(together):
+            dist.all_reduce(numbers)
         if turn >= 5:
-            seconds.append(now(device) - start)
+            seconds.append((now(device) - start) / together)
     return seconds

@@ -106,7 +106,7 @@ def _stack(launches: LaunchCosts, latency: Range | None) -> Stack:
 
 
 def _latency(seen: Range) -> Figure:
-    how = "measured: all-reduces of 1 kB; range: first to last tenth"
+    how = "measured: all-reduces of 1 kB, in runs of 50; range: first to last tenth"
     return Figure(value=seen.value, low=seen.low, high=seen.high, source=how)
 
 
