@@ -24,6 +24,9 @@ from matplotlib.axes import Axes
 GREEN, ORANGE, GREY = "#0f8a7e", "#c96a1c", "#b4bdc3"
 Record = Mapping[str, Any]
 
+ABOVE: dict[str, Any] = {"frameon": False, "ncols": 2, "loc": "lower center", "bbox_to_anchor": (0.5, 1.08)}
+"""A legend above the title of a chart, where it hides nothing."""
+
 
 def exits(record: Record, axes: list[Axes]) -> None:
     """Answers of each exit with and without the training, and what drafting at it is worth."""
@@ -96,7 +99,7 @@ def predicted(record: Record, axes: list[Axes]) -> None:
         axis.set_yticks(list(places), names)
         axis.invert_yaxis()
         axis.set(title=phase, xlabel="tokens a second", xlim=(0, None))
-        axis.legend(frameon=False)
+        axis.legend(**ABOVE)
 
 
 def slow_link(record: Record, axes: list[Axes]) -> None:
@@ -115,8 +118,9 @@ def slow_link(record: Record, axes: list[Axes]) -> None:
             ends = [[own["median"] - own["low"] for own in ratios], [own["high"] - own["median"] for own in ratios]]
             axis.errorbar(delays, middle, yerr=ends, fmt="o", color=colour, capsize=3, label=f"{name}, measured")
         axis.set_xscale("symlog", linthresh=50)
+        axis.set_xticks(delays, [f"{delay:.0f}" for delay in delays])
         axis.set(title=f"form {form}", xlabel="delay each way (\N{MICRO SIGN}s)", ylabel="speedup over unpaired")
-        axis.legend(frameon=False, fontsize=7)
+        axis.legend(fontsize=7, **ABOVE)
 
 
 def _speedups(axis: Axes, record: Record) -> None:
