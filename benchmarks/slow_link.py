@@ -3,11 +3,11 @@
     sudo python benchmarks/slow_link.py
     sudo python benchmarks/slow_link.py --delays 0 200 --repeats 3 --new-tokens 8 --layers 8
 
-One rank runs in each of two network namespaces (`delayed_link.py`), over gloo, with one thread. At every delay, paired
-plans are timed in turns with the unmodified model, both of `ranks.py`. The prediction is made from a profile, which
-`truedepth measure --profile` measures in the same setting without delay, and from the delay that pings show. How many
-delays an all-reduce waits for is measured too, by all-reduces alone at the largest delay. Writes `slow_link.json`
-beside this file; `plots.py` draws it. Needs Linux, root, `ip`, and the embedded model's tokenizer.
+One rank runs in each of two network namespaces (`delayed_link.py`), over gloo, with one thread. At every delay,
+paired plans are timed in turns with the unmodified model, both of `ranks.py`. The prediction is made from a profile,
+which `truedepth measure --profile` measures in the same setting without delay, and from the delay that pings show.
+How many delays an all-reduce waits for comes from a profile at the largest delay. Writes `slow_link.json` beside this
+file; `plots.py` draws it. Needs Linux, root, `ip`, and the embedded model's tokenizer.
 """
 
 from __future__ import annotations

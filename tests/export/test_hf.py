@@ -279,6 +279,13 @@ def test_wrong_types_and_models(tmp_path: Path, tiny_checkpoint: Any) -> None:
         export_hf(str(folder), plan_of(WIDE), tmp_path / "wide")
 
 
+def test_a_tokenizer_of_another_model(tmp_path: Path, tiny_checkpoint: Any) -> None:
+    folder, _ = tiny_checkpoint("llama", vocab_size=40)
+    with pytest.raises(ModelLoadError, match=r"gives token \d+, but the model's embedding ends at 39"):
+        export_hf(str(folder), plan_of(WIDE), tmp_path / "wide")
+    assert not (tmp_path / "wide").exists()
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_what_is_interrupted_leaves_nothing(
     error: Any, tmp_path: Path, tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch

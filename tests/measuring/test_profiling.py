@@ -27,7 +27,7 @@ SMALL = """
 from truedepth.cli import main
 from truedepth.measuring import rates
 from truedepth.measuring.speed import Comparison, Run
-rates._CPU_BYTES, rates._WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
+rates._CPU_BYTES, rates._CPU_WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
 steps = Comparison({"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}, 8, 1, 1)
 rates.compare = lambda *_, **__: steps
 main()
@@ -37,7 +37,7 @@ main()
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rates, "_CPU_BYTES", 2**14)
-    monkeypatch.setattr(rates, "_WIDTH", 32)
+    monkeypatch.setattr(rates, "_CPU_WIDTH", 32)
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
     monkeypatch.setattr(rates, "compare", lambda *_, **__: STEPS)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from truedepth.errors import ModelLoadError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -45,11 +47,17 @@ def self_check(source: Source, plan: DepthPlan, written: Source, tokenizer: PreT
     """Run `plan` on `source`, and `written` as it is, on a short text.
 
     Raises:
-        ModelLoadError: tensors cannot be read.
+        ModelLoadError: tensors cannot be read, or the tokenizer is not the model's.
     """
     from truedepth.plan import DepthPlan as Plan
 
     ids = torch.tensor([tokenizer.encode(TEXT)])  # (1, T)
+    rows = len(source.blank[f"{source.family.embedding}.weight"])
+    if (highest := int(ids.max())) >= rows:
+        raise ModelLoadError(
+            f"the tokenizer of '{source.name}' gives token {highest}, but the model's embedding ends at {rows - 1}; "
+            "put the tokenizer that the model was trained with beside its weights"
+        )
     asked = _final_states(source, plan, ids)
     given = _final_states(written, Plan.full(plan.effective_depth), ids)
     return _compare(written, asked, given)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from statistics import median, quantiles
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional
 
-from truedepth.measuring.rates import Range
+from truedepth.measuring.rates import Range, usual_width, weights
 from truedepth.measuring.speed import now
 from truedepth.parallel.launch import started_ranks
 
 _SMALL, _LARGE = 256, 2**20
 """Numbers of float32 in an all-reduce: a hidden state of 1 kB, and 4 MiB, which take time to send."""
 
-_SMALL_REPEATS, _LARGE_REPEATS = 20, 20
-_SMALL_RUN = 50
+_REPEATS, _WARMUP = 20, 5
+_RUN = 50
 """All-reduces that are timed together, about as many as a decode step has."""
 
 
@@ -31,35 +34,54 @@ def over_ranks(figure: Range, device: torch.device) -> Range:
     return Range(sum(values) / len(values), min(lows), max(highs))
 
 
-def all_reduce_latency(device: torch.device) -> Range:
-    """Seconds of an all-reduce of 1 kB, one after the other: the median, and the first and last tenth.
+def all_reduce_latency(device: torch.device, dtype: torch.dtype) -> Range:
+    """Seconds that an all-reduce of 1 kB adds to a decode step: the median, and the first and last tenth.
 
-    Each figure is the mean over a run: a decode step takes the sum of its all-reduces, and those that take ten times as
-    long as most, since a rank was woken late, are a good part of it.
+    Each figure is what a run of products takes longer with an all-reduce after each than without, over the number of
+    all-reduces: ranks that have work in between wait for the later one, and go on with cold caches. A step takes the
+    sum of its all-reduces, and those that take ten times as long as most, since a rank was woken late, are a good part
+    of it. All ranks call this.
+
+    Raises:
+        TruedepthError: see `truedepth.measuring.rates.weights`.
     """
-    return _range(_seconds(device, _SMALL, _SMALL_REPEATS, _SMALL_RUN))
+    matrices = weights(device, dtype, usual_width(device))
+    hidden = torch.zeros(_SMALL, device=device)
+    added = []
+    for turn in range(_REPEATS + _WARMUP):
+        alone = _run_seconds(matrices, None)
+        both = _run_seconds(matrices, hidden)
+        if turn >= _WARMUP:
+            added.append(max(0.0, both - alone) / _RUN)
+    return _range(added)
+
+
+def _run_seconds(matrices: Sequence[Tensor], hidden: Tensor | None) -> float:
+    """Seconds of a run of products of 1 row, with an all-reduce of `hidden` after each if there is one."""
+    inputs = matrices[0].new_ones(1, len(matrices[0]))  # (1, D)
+    dist.barrier()
+    start = now(inputs.device)
+    with torch.no_grad():
+        for matrix in islice(cycle(matrices), _RUN):
+            functional.linear(inputs, matrix)  # (1, D)
+            if hidden is not None:
+                dist.all_reduce(hidden)
+    return now(inputs.device) - start
 
 
 def link_rate(device: torch.device, latency: Range) -> Range:
     """Bytes of an all-reduce of 4 MiB a second, without the latency: the median, and the first and last tenth."""
-    seconds = _seconds(device, _LARGE, _LARGE_REPEATS)
-    moving = [max(own - latency.value, own / 10) for own in seconds]
-    return _range([4 * _LARGE / own for own in moving])
+    numbers = torch.zeros(_LARGE, device=device)
+    moving = []
+    for turn in range(_REPEATS + _WARMUP):
+        start = now(device)
+        dist.all_reduce(numbers)
+        own = now(device) - start
+        if turn >= _WARMUP:
+            moving.append(max(own - latency.value, own / 10))
+    return _range([numbers.nbytes / own for own in moving])
 
 
 def _range(seen: Sequence[float]) -> Range:
     tenths = quantiles(seen, n=10)
     return Range(median(seen), tenths[0], tenths[-1])
-
-
-def _seconds(device: torch.device, count: int, repeats: int, together: int = 1) -> list[float]:
-    """Seconds of an all-reduce, of `repeats` runs of `together`, after some that do not count. All ranks call this."""
-    numbers = torch.zeros(count, dtype=torch.float32, device=device)  # (count,)
-    seconds = []
-    for turn in range(repeats + 5):
-        start = now(device)
-        for _ in range(together):
-            dist.all_reduce(numbers)
-        if turn >= 5:
-            seconds.append((now(device) - start) / together)
-    return seconds

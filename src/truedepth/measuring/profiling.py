@@ -44,7 +44,7 @@ def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress
         step()
         latency = link = None
         if count > 1:
-            latency = over_ranks(all_reduce_latency(device), device)
+            latency = over_ranks(all_reduce_latency(device, dtype), device)
             step()
             link = over_ranks(link_rate(device, latency), device)
             step()
@@ -56,7 +56,9 @@ def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress
         description=f"{name}, {how}, measured with PyTorch {torch.__version__}",
         devices=count,
         bytes_per_value=dtype.itemsize,
-        memory_bytes_per_second=_rate(reading, "products of 1 row with weights; range: 1, 2 and 8 rows"),
+        memory_bytes_per_second=_rate(
+            reading, "products of 1 row with weights; range: 2 and 8 rows, half and twice the width"
+        ),
         flops_per_second=_rate(computing, "products of 256 rows with weights; range: 64, 256 and 1024 rows"),
         stacks={STACK: _stack(launches, latency)},
         link=_link(link, count) if link is not None else None,
@@ -106,7 +108,7 @@ def _stack(launches: LaunchCosts, latency: Range | None) -> Stack:
 
 
 def _latency(seen: Range) -> Figure:
-    how = "measured: all-reduces of 1 kB, in runs of 50; range: first to last tenth"
+    how = "measured: what all-reduces of 1 kB add to products, in runs of 50; range: first to last tenth"
     return Figure(value=seen.value, low=seen.low, high=seen.high, source=how)
 
 

@@ -20,8 +20,9 @@ _CPU_BYTES = 256 * 2**20
 _ACCELERATOR_BYTES = 2**30
 """Several times the last-level caches, so that weights come from memory."""
 
-_WIDTH = 2048
-"""Rows and columns of a matrix: of the size that models of 1 to 3 billion parameters have."""
+_CPU_WIDTH, _ACCELERATOR_WIDTH = 1024, 8192
+"""Rows and columns of a matrix. CPUs run models of some hundred million parameters, and read narrow matrices slower; on
+an accelerator the reading must outlast the launch of its kernel."""
 
 _DECODE_ROWS = (1, 2, 8)
 _PROMPT_ROWS = (64, 256, 1024)
@@ -43,14 +44,20 @@ class Range:
 
 
 def reading_rate(device: torch.device, dtype: torch.dtype) -> Range:
-    """Bytes per second at which products with 1 row read weights; the range has 2 and 8 rows, which a batch has.
+    """Bytes per second at which products with 1 row read weights.
+
+    The range has 2 and 8 rows, which a batch has, and matrices of half and of twice the width.
 
     Raises:
         TruedepthError: the weights do not fit into the device's free memory.
     """
-    matrices = _matrices(device, dtype)
-    total = sum(matrix.nbytes for matrix in matrices)
-    rates = [total / _product_seconds(matrices, rows) for rows in _DECODE_ROWS]
+
+    def rate(rows: int, width: int) -> float:
+        matrices = weights(device, dtype, width)
+        return sum(matrix.nbytes for matrix in matrices) / _product_seconds(matrices, rows)
+
+    usual = usual_width(device)
+    rates = [*(rate(rows, usual) for rows in _DECODE_ROWS), rate(1, usual // 2), rate(1, 2 * usual)]
     return Range.of(rates[0], rates)
 
 
@@ -60,7 +67,7 @@ def computing_rate(device: torch.device, dtype: torch.dtype) -> Range:
     Raises:
         TruedepthError: the weights do not fit into the device's free memory.
     """
-    matrices = _matrices(device, dtype)[:4]
+    matrices = weights(device, dtype, usual_width(device))[:4]
     values = sum(matrix.numel() for matrix in matrices)
     rates = [2 * values * rows / _product_seconds(matrices, rows) for rows in _PROMPT_ROWS]
     return Range.of(rates[1], rates)
@@ -145,11 +152,21 @@ def _smallest_model(device: torch.device, dtype: torch.dtype) -> nn.Module:
     return model.to(device=device, dtype=dtype).eval()
 
 
-def _matrices(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def usual_width(device: torch.device) -> int:
+    """Rows and columns of a matrix as the models have that such a device runs."""
+    return _CPU_WIDTH if device.type == "cpu" else _ACCELERATOR_WIDTH
+
+
+def weights(device: torch.device, dtype: torch.dtype, width: int) -> list[Tensor]:
+    """Matrices of (width, width), more than caches hold.
+
+    Raises:
+        TruedepthError: they do not fit into the device's free memory.
+    """
     size = _CPU_BYTES if device.type == "cpu" else _ACCELERATOR_BYTES
-    count = max(1, size // (_WIDTH * _WIDTH * dtype.itemsize))
+    count = max(1, size // (width * width * dtype.itemsize))
     try:
-        return [torch.ones(_WIDTH, _WIDTH, dtype=dtype, device=device) for _ in range(count)]  # (D, D)
+        return [torch.ones(width, width, dtype=dtype, device=device) for _ in range(count)]  # (D, D)
     except RuntimeError:
         raise TruedepthError(
             f"measuring the rates of {device} takes {size // 2**20} MiB of free memory; free some"
@@ -158,7 +175,7 @@ def _matrices(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
 
 def _product_seconds(matrices: Sequence[Tensor], rows: int) -> float:
     """The middle one of the passes of half a second: what a step may expect of a machine that does other work, too."""
-    inputs = matrices[0].new_ones(rows, _WIDTH)  # (M, D)
+    inputs = matrices[0].new_ones(rows, len(matrices[0]))  # (M, D)
     seconds: list[float] = []
     with torch.no_grad():
         while len(seconds) < _PASSES or sum(seconds) < _SECONDS:
