@@ -41,6 +41,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {}),
 }
 
+WEIGHT_LEVELS = 63
+"""Not 127: a processor with AVX2 alone adds two products of 8 bits in 16, and what does not fit is cut off."""
+
 
 def vllm_tokens(folder: Path, prompts: list[list[int]], **options: Any) -> list[list[int]]:
     """Greedy tokens of each prompt, by vLLM in processes of its own, which gives up by itself where it cannot start."""
@@ -83,7 +86,7 @@ def quantise(folder: Path) -> None:
         for name, tensor in load_file(shard).items():
             tensors[name] = tensor
             if name.endswith("_proj.weight"):
-                scale = tensor.abs().amax(1, keepdim=True) / 127  # (rows, 1)
+                scale = tensor.abs().amax(1, keepdim=True) / WEIGHT_LEVELS  # (rows, 1)
                 tensors |= {name: (tensor / scale).round().to(torch.int8), f"{name}_scale": scale}
         save_file(tensors, shard, metadata={"format": "pt"})
     rounding = {"num_bits": 8, "type": "int", "symmetric": True}
@@ -112,7 +115,7 @@ def round_like_int8(model: Any) -> None:
 
     for name, module in model.named_modules():
         if name.endswith("_proj"):
-            scale = module.weight.detach().abs().amax(1, keepdim=True) / 127
+            scale = module.weight.detach().abs().amax(1, keepdim=True) / WEIGHT_LEVELS
             module.weight.data = (module.weight / scale).round() * scale
             module.register_forward_pre_hook(round_input)
 
