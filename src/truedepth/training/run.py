@@ -29,6 +29,7 @@ from truedepth.training.data import DataSource
 from truedepth.training.figures import FIGURES_FILE, read_figures
 from truedepth.training.new_model import load_or_make
 from truedepth.training.pace import Snapshot
+from truedepth.training.precision import warn_of_slow_precision
 from truedepth.training.recipe import Data, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
 from truedepth.training.tokenized import tokenize
@@ -116,6 +117,7 @@ def train(
     with arguments.main_process_first(local=False):
         if is_first:
             _prepare(folder, recipe, resume)
+            warn_of_slow_precision(recipe.precision, arguments.device)
     checkpoint = last_checkpoint(folder) if resume else None
     arguments.eval_on_start = arguments.eval_on_start and checkpoint is None
     training = _training(recipe, folder, arguments, progress if is_first else silent, on_snapshot)
