@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 def bfloat16_takes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """So many times as long as float32."""
     seconds = {torch.float32: 1.0, torch.bfloat16: request.param}
-    monkeypatch.setattr(precision, "product_seconds", lambda matrix: seconds[matrix.dtype])
+    monkeypatch.setattr(precision, "product_seconds", lambda matrices, *_: seconds[matrices[0].dtype])
 
 
 @pytest.mark.parametrize("bfloat16_takes", [8.0], indirect=True)
@@ -40,4 +40,4 @@ def test_nothing_is_said_otherwise(chosen: str, device: str) -> None:
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "float32"])
 def test_every_precision_can_be_timed(kind: str) -> None:
-    assert precision.product_seconds(torch.ones(8, 8, dtype=getattr(torch, kind))) > 0
+    assert precision.product_seconds([torch.ones(8, 8, dtype=getattr(torch, kind))], 8, 0.0) > 0

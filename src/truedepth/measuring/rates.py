@@ -54,7 +54,7 @@ def reading_rate(device: torch.device, dtype: torch.dtype) -> Range:
 
     def rate(rows: int, width: int) -> float:
         matrices = weights(device, dtype, width)
-        return sum(matrix.nbytes for matrix in matrices) / _product_seconds(matrices, rows)
+        return sum(matrix.nbytes for matrix in matrices) / product_seconds(matrices, rows, _SECONDS)
 
     usual = usual_width(device)
     rates = [*(rate(rows, usual) for rows in _DECODE_ROWS), rate(1, usual // 2), rate(1, 2 * usual)]
@@ -69,7 +69,7 @@ def computing_rate(device: torch.device, dtype: torch.dtype) -> Range:
     """
     matrices = weights(device, dtype, usual_width(device))[:4]
     values = sum(matrix.numel() for matrix in matrices)
-    rates = [2 * values * rows / _product_seconds(matrices, rows) for rows in _PROMPT_ROWS]
+    rates = [2 * values * rows / product_seconds(matrices, rows, _SECONDS) for rows in _PROMPT_ROWS]
     return Range.of(rates[1], rates)
 
 
@@ -173,12 +173,17 @@ def weights(device: torch.device, dtype: torch.dtype, width: int) -> list[Tensor
         ) from None
 
 
-def _product_seconds(matrices: Sequence[Tensor], rows: int) -> float:
-    """The middle one of the passes of half a second: what a step may expect of a machine that does other work, too."""
+def product_seconds(matrices: Sequence[Tensor], rows: int, at_least: float) -> float:
+    """The middle one of some passes: what a step may expect of a machine that does other work, too.
+
+    Args:
+        matrices: (D, D) each; a pass multiplies `rows` rows by all of them.
+        at_least: seconds that the passes take together.
+    """
     inputs = matrices[0].new_ones(rows, len(matrices[0]))  # (M, D)
     seconds: list[float] = []
     with torch.no_grad():
-        while len(seconds) < _PASSES or sum(seconds) < _SECONDS:
+        while len(seconds) < _PASSES or sum(seconds) < at_least:
             start = now(inputs.device)
             for matrix in matrices:
                 functional.linear(inputs, matrix)  # (M, D)
