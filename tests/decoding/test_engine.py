@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -130,11 +130,14 @@ def test_logprobs_are_those_of_the_model(sampling: Sampling, tiny_model: Any, pl
 
 
 @pytest.mark.parametrize("length", [0, 1, 4])
+@pytest.mark.parametrize("ends", [(), range(0, 64, 6)], ids=["no end", "many ends"])
 def test_a_seed_gives_the_same_text_alone_and_in_a_batch(
-    length: int, tiny_model: Any, plan_of: Any, prompts: list[list[int]]
+    length: int, ends: Iterable[int], tiny_model: Any, plan_of: Any, prompts: list[list[int]]
 ) -> None:
+    """With ends, too, that are drafted and refused in one sequence while others go on."""
+    stop = frozenset(ends)
     requests = [
-        Request(prompt, new, Sampling(temperature=1.3, top_k=top_k, seed=seed), ignore_end=True)
+        Request(prompt, new, Sampling(temperature=1.3, top_k=top_k, seed=seed), stop_token_ids=stop, ignore_end=True)
         for seed, (prompt, new, top_k) in enumerate(zip(prompts, (7, 12, 3, 1), (None, 20, 5, None), strict=True))
     ]
     with Engine(tiny_model("llama")) as engine:

@@ -255,6 +255,23 @@ def test_an_end_token_inside_a_draft(tiny_model: Any, plan_of: Any, asked: Any, 
                     assert end not in result.token_ids[:-1]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_nothing_is_drafted_beyond_the_end(share: bool, tiny_model: Any, plan_of: Any, asked: Any) -> None:
+    """With a draft that is never wrong, all that is drafted is written: at most the target's last token is not."""
+    with Engine(tiny_model("llama")) as engine:
+        draft, pacer = engine.draft(plan_of("0-5"), share=share), FixedLength(8)
+        ends = frozenset(text[5] for text in tokens(engine.generate(asked(12))))
+        requests = asked(24, stop_token_ids=ends)
+        together = engine.generate(requests, drafts=[draft], pacer=pacer)
+        alone = [engine.generate([request], drafts=[draft], pacer=pacer)[0] for request in requests]
+    assert len({len(result.token_ids) for result in alone}) > 1
+    for results in (together, alone):
+        assert all(result.accepted == result.drafted for result in results)
+        assert all(result.drafted + len(result.steps) <= len(result.token_ids) for result in results)
+    assert sum(result.drafted for result in together) > 0
+    assert [result.drafted for result in together] == [result.drafted for result in alone]
+
+
 class Scripted:
     """A pacer that walks through given rounds: (index of the draft, length), or None for a plain step.
 

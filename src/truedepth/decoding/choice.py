@@ -21,11 +21,19 @@ class Proposal:
         ids: (B, 1), int64.
         probs: what they were drawn from, (B, 1, V); None where all sequences are greedy.
         confidences: the draft's probability of each, or nothing where not asked for.
+        ends: whether each ends its sequence, if it is taken.
     """
 
     ids: Tensor
     probs: Tensor | None
     confidences: tuple[float, ...]
+    ends: tuple[bool, ...]
+
+
+def drafted_by_row(proposals: Many[Proposal]) -> list[int]:
+    """How many tokens were drafted for each sequence: what comes after one that ends it is not for it."""
+    ends = zip(*(proposal.ends for proposal in proposals), strict=True)
+    return [own.index(True) + 1 if True in own else len(own) for own in ends]
 
 
 class Choice:
@@ -72,13 +80,17 @@ class Choice:
         if greedy:
             columns = most_likely(processed)  # (B, 1)
             confidences = _confidences(processed, columns) if with_confidence else ()
-            return Proposal(columns if vocabulary is None else vocabulary[columns], None, confidences)
+            ids = columns if vocabulary is None else vocabulary[columns]
+            return Proposal(ids, None, confidences, _ends(ids, sequences))
         probs = self._probabilities(processed, sequences)  # (B, 1, V)
-        # No number for a token that its sequence has no room for: what a seed gives does not depend on the batch.
-        counts = [int(len(before) < _limit(sequence)) for sequence in sequences]
+        # No number for a token that is not for its sequence: what a seed gives does not depend on the batch.
+        counts = [
+            int(len(before) < _limit(sequence) and not any(proposal.ends[row] for proposal in before))
+            for row, sequence in enumerate(sequences)
+        ]
         ids = draw(probs[:, 0], _uniforms(sequences, counts, 1)[:, 0].to(logits.device))[:, None]
         found: list[float] = probs[:, 0].gather(1, ids)[:, 0].tolist() if with_confidence else []
-        return Proposal(ids, probs, tuple(found))
+        return Proposal(ids, probs, tuple(found), _ends(ids, sequences))
 
     def accept(self, logits: Tensor, proposals: Many[Proposal], sequences: Many[Sequence]) -> tuple[Tensor, Tensor]:
         """How many drafted tokens each sequence takes, (B,), and the target's token after them, (B,).
@@ -92,7 +104,9 @@ class Choice:
             return accept_greedy(drafted, most_likely(processed))
         target = self._probabilities(processed, sequences)  # (B, d + 1, V)
         draft = torch.cat([proposal.probs for proposal in proposals if proposal.probs is not None], 1)  # (B, d, V)
-        limits = [min(_limit(sequence), len(proposals)) for sequence in sequences]
+        limits = [
+            min(_limit(sequence), own) for sequence, own in zip(sequences, drafted_by_row(proposals), strict=True)
+        ]
         uniforms = _uniforms(sequences, [limit + 1 for limit in limits], len(proposals) + 1).to(logits.device)
         return accept_sampled(drafted, target, draft, uniforms, torch.tensor(limits, device=logits.device))
 
@@ -128,6 +142,14 @@ class Choice:
 def _limit(sequence: Sequence) -> int:
     """The most drafted tokens that a sequence may take: the target always adds one."""
     return sequence.room - 1
+
+
+def _ends(ids: Tensor, sequences: Many[Sequence]) -> tuple[bool, ...]:
+    """Whether each sequence's token, (B, 1), is one that ends it."""
+    if not any(sequence.ends for sequence in sequences):  # reading the tokens would wait for the device
+        return (False,) * len(sequences)
+    tokens: list[int] = ids[:, 0].tolist()
+    return tuple(token in sequence.ends for token, sequence in zip(tokens, sequences, strict=True))
 
 
 def _uniforms(sequences: Many[Sequence], counts: Many[int], width: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from truedepth.decoding.batch import MOST_DRAFTED, Batch
 from truedepth.decoding.caches import KVCache
 from truedepth.decoding.capture import STRIDE, CapturedRun, Record
-from truedepth.decoding.choice import Choice
+from truedepth.decoding.choice import Choice, drafted_by_row
 from truedepth.decoding.drafters import confidences_of, drafter_of
 from truedepth.decoding.drafts import AnyDraft
 from truedepth.decoding.pacing import Pacer, Round
@@ -188,8 +188,8 @@ class Decoder:
         self.clock.draft += verified_from - begun
         self.clock.verify += ended - verified_from
         drafter.note(counts)
-        for sequence, count in zip(self.active, counts, strict=True):
-            sequence.steps.append(Step(drafted.shape[1], count))
+        for sequence, count, own in zip(self.active, counts, drafted_by_row(proposals), strict=True):
+            sequence.steps.append(Step(own, min(count, own)))
         tokens = torch.cat([drafted, drafted[:, :1]], 1).scatter_(1, taken[:, None], following[:, None])
         self.pacer.note(
             Round(

@@ -80,8 +80,11 @@ class Drafter(ABC):
         return trunk.embed(ids), trunk.place([begin], ids.shape[1], self._batch.capacity, row)
 
     def _goes_on(self, proposals: Many[Proposal], most: int) -> bool:
-        confidences = confidences_of(proposals)
-        return len(proposals) < most and self._batch.pacer.goes_on(len(proposals), confidences)
+        """Not where each sequence has drafted its end: what followed would be thrown away."""
+        ended = all(map(any, zip(*(proposal.ends for proposal in proposals), strict=True)))
+        if ended or len(proposals) >= most:
+            return False
+        return self._batch.pacer.goes_on(len(proposals), confidences_of(proposals))
 
 
 def drafter_of(draft: AnyDraft, batch: Batch, cache: KVCache) -> Drafter:
