@@ -21,19 +21,19 @@ class Proposal:
         ids: (B, 1), int64.
         probs: what they were drawn from, (B, 1, V); None where all sequences are greedy.
         confidences: the draft's probability of each, or nothing where not asked for.
-        ends: whether each ends its sequence, if it is taken.
+        ended: whether each sequence ends with it or ended with one drafted before it, if they are taken.
     """
 
     ids: Tensor
     probs: Tensor | None
     confidences: tuple[float, ...]
-    ends: tuple[bool, ...]
+    ended: tuple[bool, ...]
 
 
 def drafted_by_row(proposals: Many[Proposal]) -> list[int]:
     """How many tokens were drafted for each sequence: what comes after one that ends it is not for it."""
-    ends = zip(*(proposal.ends for proposal in proposals), strict=True)
-    return [own.index(True) + 1 if True in own else len(own) for own in ends]
+    rows = zip(*(proposal.ended for proposal in proposals), strict=True)
+    return [len(own) - sum(own[:-1]) for own in rows]
 
 
 class Choice:
@@ -81,16 +81,16 @@ class Choice:
             columns = most_likely(processed)  # (B, 1)
             confidences = _confidences(processed, columns) if with_confidence else ()
             ids = columns if vocabulary is None else vocabulary[columns]
-            return Proposal(ids, None, confidences, _ends(ids, sequences))
+            return Proposal(ids, None, confidences, _ended(ids, sequences, before))
         probs = self._probabilities(processed, sequences)  # (B, 1, V)
         # No number for a token that is not for its sequence: what a seed gives does not depend on the batch.
         counts = [
-            int(len(before) < _limit(sequence) and not any(proposal.ends[row] for proposal in before))
+            int(len(before) < _limit(sequence) and not (before and before[-1].ended[row]))
             for row, sequence in enumerate(sequences)
         ]
         ids = draw(probs[:, 0], _uniforms(sequences, counts, 1)[:, 0].to(logits.device))[:, None]
         found: list[float] = probs[:, 0].gather(1, ids)[:, 0].tolist() if with_confidence else []
-        return Proposal(ids, probs, tuple(found), _ends(ids, sequences))
+        return Proposal(ids, probs, tuple(found), _ended(ids, sequences, before))
 
     def accept(self, logits: Tensor, proposals: Many[Proposal], sequences: Many[Sequence]) -> tuple[Tensor, Tensor]:
         """How many drafted tokens each sequence takes, (B,), and the target's token after them, (B,).
@@ -144,12 +144,15 @@ def _limit(sequence: Sequence) -> int:
     return sequence.room - 1
 
 
-def _ends(ids: Tensor, sequences: Many[Sequence]) -> tuple[bool, ...]:
-    """Whether each sequence's token, (B, 1), is one that ends it."""
+def _ended(ids: Tensor, sequences: Many[Sequence], before: Many[Proposal]) -> tuple[bool, ...]:
+    """Whether each sequence's token, (B, 1), ends it, or one of those drafted before did."""
     if not any(sequence.ends for sequence in sequences):  # reading the tokens would wait for the device
         return (False,) * len(sequences)
     tokens: list[int] = ids[:, 0].tolist()
-    return tuple(token in sequence.ends for token, sequence in zip(tokens, sequences, strict=True))
+    return tuple(
+        bool(before and before[-1].ended[row]) or token in sequence.ends
+        for row, (token, sequence) in enumerate(zip(tokens, sequences, strict=True))
+    )
 
 
 def _uniforms(sequences: Many[Sequence], counts: Many[int], width: int) -> Tensor:

@@ -81,8 +81,7 @@ class Drafter(ABC):
 
     def _goes_on(self, proposals: Many[Proposal], most: int) -> bool:
         """Not where each sequence has drafted its end: what followed would be thrown away."""
-        ended = all(map(any, zip(*(proposal.ends for proposal in proposals), strict=True)))
-        if ended or len(proposals) >= most:
+        if len(proposals) >= most or all(proposals[-1].ended):
             return False
         return self._batch.pacer.goes_on(len(proposals), confidences_of(proposals))
 
