@@ -35,9 +35,10 @@ test: lint ## lint, then run every test, the slow ones too
 test-vllm: $(VLLM)/.done ## run the tests of exported checkpoints in vLLM, in an environment of their own (some minutes)
 	$(VLLM)/bin/python -m pytest --verbose tests/export/test_vllm.py
 
-lint: setup ## check style and types
+lint: setup ## check style, types and the order of the rooms
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 format: setup ## put the code into shape

@@ -38,15 +38,15 @@ from decoding_tables import print_comparison, print_rows
 from llama_cpp import is_installed
 from weight_types import weight_types
 
-from truedepth.decoding.adaptive import Adaptive
-from truedepth.decoding.pacing import FixedLength
-from truedepth.export.gguf import export_gguf
-from truedepth.files import write_atomic
+from truedepth.engine.drafts.adaptive import Adaptive
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.export.gguf.export import export_gguf
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
-from truedepth.models.embedded import DEFAULT
+from truedepth.models.loading.embedded import DEFAULT
 from truedepth.plan import DepthPlan
-from truedepth.progress import terminal
+from truedepth.records.files import write_atomic
+from truedepth.records.progress import terminal
 
 Mode = Callable[[argparse.Namespace], dict[str, Any]]
 

@@ -16,19 +16,19 @@ import torch
 from decoding_subjects import BUILT_IN, Subject, encode, source_of
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from truedepth.decoding.batch import MOST_DRAFTED
-from truedepth.decoding.drafts import Draft
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.request import Request
-from truedepth.models.checkpoint import load_tokenizer
-from truedepth.models.embedded import embedded_model
+from truedepth.engine.drafts.drafts import Draft
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.engine import Engine
+from truedepth.engine.loop.batch import MOST_DRAFTED
+from truedepth.engine.sampling.request import Request
+from truedepth.methods.plan_text import read_plan
 from truedepth.models.gguf.file import read_gguf
 from truedepth.models.gguf.tokenizer import tokenizer_of
-from truedepth.models.load import load
+from truedepth.models.loading.checkpoint import load_tokenizer
+from truedepth.models.loading.embedded import embedded_model
+from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan
-from truedepth.plan_text import read_plan
-from truedepth.progress import Progress
+from truedepth.records.progress import Progress
 
 DRAFTS = {
     "exit:8": "exit:8",

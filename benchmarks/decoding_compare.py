@@ -16,7 +16,7 @@ from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.speed import Spread
 from truedepth.measuring.work import DecodeWork
 from truedepth.plan import DepthPlan
-from truedepth.progress import Progress
+from truedepth.records.progress import Progress
 
 WARM_UP_TOKENS = 16
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import CompileConfig, PreTrainedModel, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
-from truedepth.decoding.drafts import Draft
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.pacing import Pacer
-from truedepth.decoding.request import Request
+from truedepth.engine.drafts.drafts import Draft
+from truedepth.engine.drafts.policy import Pacer
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.request import Request
 
 Prompts = Sequence[list[int]]
 

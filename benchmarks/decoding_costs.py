@@ -14,12 +14,12 @@ from decoding_compare import compare
 from decoding_contestants import Contestant, Truedepth
 from decoding_subjects import Subject
 
-from truedepth.decoding.adaptive import Adaptive
-from truedepth.decoding.caches import KVCache
-from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.adaptive import Adaptive
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.runner.caches import KVCache
 from truedepth.measuring.speed import Spread
-from truedepth.progress import Progress
+from truedepth.records.progress import Progress
 
 VERIFIED = (1, 2, 3, 5, 9)
 """Tokens in a pass, whose costs are compared."""

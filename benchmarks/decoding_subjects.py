@@ -13,9 +13,9 @@ from decoding_contestants import Prompts
 from trained_exits import Training, sources, trained_exits
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.vocabulary import DraftVocabulary, build_vocabulary, end_ids_of
-from truedepth.models.load import load
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, build_vocabulary, end_ids_of
+from truedepth.engine.engine import Engine
+from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan
 
 TRAINED = "trained-exits"

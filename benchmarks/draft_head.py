@@ -24,17 +24,17 @@ from decoding_subjects import encode, spread
 from in_turn import in_turn
 
 import truedepth
-from truedepth.decoding.drafts import AnyDraft
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.heads import load_head
-from truedepth.decoding.pacing import FixedLength, Pacer
-from truedepth.decoding.packaged import packaged_head
-from truedepth.decoding.request import Request
-from truedepth.decoding.result import GenerationResult
-from truedepth.decoding.trained_head import HEAD_FILES
-from truedepth.files import write_atomic
+from truedepth.engine.drafts.drafts import AnyDraft
+from truedepth.engine.drafts.heads.draft_head import load_head
+from truedepth.engine.drafts.heads.packaged import packaged_head
+from truedepth.engine.drafts.heads.trained_head import HEAD_FILES
+from truedepth.engine.drafts.policy import FixedLength, Pacer
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.request import Request
+from truedepth.engine.sampling.result import GenerationResult
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
+from truedepth.records.files import write_atomic
 
 Way = Callable[[Request], GenerationResult]
 

@@ -54,9 +54,9 @@ def write_checkpoint(folder: Path, gigabytes: float) -> int:
 def export(folder: Path, output: Path, layers: int) -> dict[str, Any]:
     """Export a plan that pairs the middle half of the layers; the figures of this process."""
     # All that an export imports, before the measurement starts.
-    import truedepth.export.hf
-    import truedepth.export.self_check
-    import truedepth.export.shards
+    import truedepth.export.hf.export
+    import truedepth.export.hf.self_check
+    import truedepth.export.hf.shards
     import truedepth.models.modeling_truedepth
     import truedepth.models.rewire
     import truedepth.models.streamed
@@ -66,7 +66,7 @@ def export(folder: Path, output: Path, layers: int) -> dict[str, Any]:
     first = layers // 4
     pairs = " ".join(f"({layer}|{layer + 1})" for layer in range(first, first + layers // 2, 2))
     plan = DepthPlan.parse(f"0-{first - 1} {pairs} {first + layers // 2 // 2 * 2}-{layers - 1}", layers)
-    written = truedepth.export.hf.export_hf(str(folder), plan, output)
+    written = truedepth.export.hf.export.export_hf(str(folder), plan, output)
     assert written.check is not None
     return {
         "plan": plan.notation,

@@ -20,11 +20,11 @@ from decoding_subjects import encode
 from greedy_tokens import differences, greedy
 from transformers import AutoModelForCausalLM
 
-from truedepth.export.hf import export_hf
-from truedepth.files import write_atomic
+from truedepth.export.hf.export import export_hf
 from truedepth.methods.layer_parallel import LayerParallel
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 from truedepth.models.rewire import apply
+from truedepth.records.files import write_atomic
 
 
 def compare(name: str, texts: list[str], new_tokens: int) -> dict[str, Any]:

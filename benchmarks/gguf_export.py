@@ -28,18 +28,18 @@ from decoding_subjects import BUILT_IN, encode
 from greedy_tokens import differences, greedy
 from llama_cpp import LlamaProcess, is_installed
 
-from truedepth.export.gguf import export_gguf
-from truedepth.export.source import open_source
-from truedepth.files import write_atomic
+from truedepth.export.gguf.export import export_gguf
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
 from truedepth.methods.layer_parallel import LayerParallel
-from truedepth.models.embedded import DEFAULT
-from truedepth.models.load import LoadedModel, load
+from truedepth.methods.plan_text import read_plan
+from truedepth.models.loading.embedded import DEFAULT
+from truedepth.models.loading.load import LoadedModel, load
+from truedepth.models.loading.source import open_source
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
-from truedepth.plan_text import read_plan
-from truedepth.progress import terminal
+from truedepth.records.files import write_atomic
+from truedepth.records.progress import terminal
 
 PROMPTS = (
     *BUILT_IN,

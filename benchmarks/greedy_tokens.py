@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from truedepth.progress import terminal
+from truedepth.records.progress import terminal
 
 
 def greedy(model: Any, prompts: Sequence[list[int]], new_tokens: int) -> list[list[int]]:

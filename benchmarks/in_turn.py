@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from truedepth.decoding.request import Request
-from truedepth.progress import terminal
+from truedepth.engine.sampling.request import Request
+from truedepth.records.progress import terminal
 
 
 def in_turn(

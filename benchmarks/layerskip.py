@@ -32,15 +32,15 @@ from decoding_subjects import encode
 from in_turn import in_turn
 
 import truedepth
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.request import Request
-from truedepth.files import write_atomic
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.request import Request
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
-from truedepth.models.load import LoadedModel
+from truedepth.models.loading.load import LoadedModel
 from truedepth.plan import DepthPlan
-from truedepth.progress import terminal
+from truedepth.records.files import write_atomic
+from truedepth.records.progress import terminal
 from truedepth.training.results import TRAINING_FILE, TrainingResults
 
 BATCH = 16

@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from truedepth.cli.live import JobDisplay
-from truedepth.optimize import optimize
-from truedepth.recipe import Recipe
+from truedepth.search.optimize import optimize
+from truedepth.search.recipe import Recipe
 
 
 def main(model: str, name: str) -> None:

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from truedepth.measuring.hardware import Hardware
-from truedepth.measuring.prediction import UNMODIFIED, PassPrediction, predict
-from truedepth.measuring.profiling import STACK, measure_profile
+from truedepth.hardware.prediction import UNMODIFIED, PassPrediction, predict
+from truedepth.hardware.profile import Hardware
+from truedepth.hardware.profiling import STACK, measure_profile
 from truedepth.measuring.speed import Spread, compare
 from truedepth.methods.layer_parallel import LayerParallel
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan
-from truedepth.progress import terminal
+from truedepth.records.progress import terminal
 
 MODEL = "smollm2-135m"
 PLANS = {

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from truedepth.measuring.hardware import Figure, Hardware, load_hardware
-from truedepth.measuring.prediction import predict
+from truedepth.hardware.prediction import predict
+from truedepth.hardware.profile import Figure, Hardware, load_hardware
 from truedepth.methods import build_method
 from truedepth.methods.base import LayerMethod
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from trained_exits import sources
 
-from truedepth.files import write_atomic
+from truedepth.records.files import write_atomic
 
 EVERY = 40
 """Lines of a file between one prompt's end and the next's."""

@@ -29,16 +29,16 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from truedepth import DepthPlan, Engine
-from truedepth.decoding.request import Request
-from truedepth.files import write_atomic
+from truedepth.engine.sampling.request import Request
 from truedepth.measuring.machine import processor_name
 from truedepth.methods.layer_parallel import LayerParallel
-from truedepth.models.embedded import DEFAULT
-from truedepth.models.load import load
+from truedepth.models.loading.embedded import DEFAULT
+from truedepth.models.loading.load import load
 from truedepth.parallel.launch import joined, started_ranks
 from truedepth.parallel.load import split_model
 from truedepth.parallel.ranks import GroupRanks, Traffic
 from truedepth.plan import Form
+from truedepth.records.files import write_atomic
 
 PROMPT_TOKENS = 32
 RANKS = 2

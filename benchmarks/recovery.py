@@ -27,13 +27,13 @@ from torch import Tensor
 
 import truedepth
 from truedepth.evaluation.quality import compare_quality
-from truedepth.files import write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
-from truedepth.models.load import LoadedModel
+from truedepth.models.loading.load import LoadedModel
 from truedepth.plan import DepthPlan
-from truedepth.plan_file import load_plan
-from truedepth.progress import terminal
+from truedepth.plan.plan_file import load_plan
+from truedepth.records.files import write_atomic
+from truedepth.records.progress import terminal
 from truedepth.training.results import TRAINING_FILE, TrainingResults
 
 WINDOW = 256

@@ -19,7 +19,7 @@ from head_text import modules
 from wikitext import articles, is_held_out
 
 from truedepth.evaluation.texts import PARTS, default_documents
-from truedepth.files import write_atomic
+from truedepth.records.files import write_atomic
 
 SOURCE = 1_500_000
 """Characters of source to train on."""

@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from truedepth.files import write_atomic
+from truedepth.records.files import write_atomic
 
 TRAIN, HELD_OUT = "train.jsonl", "held_out.jsonl"
 

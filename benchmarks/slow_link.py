@@ -26,9 +26,9 @@ from typing import Any
 import ranks
 from delayed_link import DEVICE, DelayedLink
 
-from truedepth.measuring.hardware import Figure, Hardware, load_hardware
-from truedepth.measuring.prediction import predict
-from truedepth.models.load import load_shapes
+from truedepth.hardware.prediction import predict
+from truedepth.hardware.profile import Figure, Hardware, load_hardware
+from truedepth.models.loading.load import load_shapes
 from truedepth.plan import DepthPlan
 
 PORT = "29533"

@@ -46,10 +46,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from truedepth.files import write_atomic
-from truedepth.models.embedded import DEFAULT
-from truedepth.models.load import load
-from truedepth.progress import Progress, terminal
+from truedepth.models.loading.embedded import DEFAULT
+from truedepth.models.loading.load import load
+from truedepth.records.files import write_atomic
+from truedepth.records.progress import Progress, terminal
 
 END_ID = 0
 """The token that ends a text."""

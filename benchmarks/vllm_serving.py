@@ -31,15 +31,15 @@ from decoding_subjects import encode
 from greedy_tokens import differences, greedy
 from vllm_process import VllmProcess
 
-from truedepth.export.hf import export_hf
-from truedepth.files import write_atomic
+from truedepth.export.hf.export import export_hf
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
 from truedepth.methods.layer_parallel import LayerParallel
-from truedepth.models.embedded import DEFAULT
-from truedepth.models.load import load
+from truedepth.methods.plan_text import read_plan
+from truedepth.models.loading.embedded import DEFAULT
+from truedepth.models.loading.load import load
 from truedepth.models.rewire import apply
-from truedepth.plan_text import read_plan
+from truedepth.records.files import write_atomic
 
 
 def equality(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

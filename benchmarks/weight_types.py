@@ -17,9 +17,9 @@ from decoding_contestants import Contestant, Transformers, Truedepth, compiled
 from decoding_subjects import Subject, source_of
 from transformers import PreTrainedModel
 
-from truedepth.decoding.engine import Engine
-from truedepth.models.load import load
-from truedepth.progress import Progress
+from truedepth.engine.engine import Engine
+from truedepth.models.loading.load import load
+from truedepth.records.progress import Progress
 
 INT8_BYTES = 1.0
 """A weight; the scales, one a row, hardly count."""

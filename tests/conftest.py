@@ -158,9 +158,9 @@ def exit_trainer() -> Any:
     """
     from torch.nn.functional import cross_entropy
 
-    from truedepth.training.figures import exit_name
-    from truedepth.training.tokens import IGNORED
-    from truedepth.training.trainer import DepthTrainer
+    from truedepth.training.data.rows import IGNORED
+    from truedepth.training.trainer.figures import exit_name
+    from truedepth.training.trainer.trainer import DepthTrainer
 
     class ExitTrainer(DepthTrainer):
         def compute_loss(

@@ -10,7 +10,7 @@
     for piece in truedepth.stream(loaded, "Why is the sky blue?", draft=plan):  # the unmodified model's text, faster
         print(piece.text, end="")
 
-`truedepth.plan` explains plans and their notation, `truedepth.generation` how text is made.
+`truedepth.plan` explains plans and their notation, `truedepth.engine.generation` how text is made.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import TruedepthError
 from truedepth.plan import DepthPlan, Stage
+from truedepth.records.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from truedepth.decoding.custom_generate import speculate
-    from truedepth.decoding.engine import Engine
-    from truedepth.decoding.request import Request
-    from truedepth.decoding.result import GenerationResult
-    from truedepth.decoding.sampling import Sampling
-    from truedepth.generation import generate, stream
-    from truedepth.models.load import LoadedModel, load
+    from truedepth.engine.custom_generate import speculate
+    from truedepth.engine.engine import Engine
+    from truedepth.engine.generation import generate, stream
+    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.engine.sampling.request import Request
+    from truedepth.engine.sampling.result import GenerationResult
+    from truedepth.models.loading.load import LoadedModel, load
     from truedepth.models.rewire import applied_plan, apply, restore
-
-__version__ = "0.1.0"
 
 __all__ = [
     "DepthPlan",
@@ -54,18 +53,18 @@ __all__ = [
 
 # Resolved on first use: they import torch and transformers, which takes seconds.
 _LAZY = {
-    "Engine": "truedepth.decoding.engine",
-    "GenerationResult": "truedepth.decoding.result",
-    "LoadedModel": "truedepth.models.load",
-    "Request": "truedepth.decoding.request",
-    "Sampling": "truedepth.decoding.sampling",
+    "Engine": "truedepth.engine.engine",
+    "GenerationResult": "truedepth.engine.sampling.result",
+    "LoadedModel": "truedepth.models.loading.load",
+    "Request": "truedepth.engine.sampling.request",
+    "Sampling": "truedepth.engine.sampling.logits_sampler",
     "applied_plan": "truedepth.models.rewire",
     "apply": "truedepth.models.rewire",
-    "generate": "truedepth.generation",
-    "load": "truedepth.models.load",
+    "generate": "truedepth.engine.generation",
+    "load": "truedepth.models.loading.load",
     "restore": "truedepth.models.rewire",
-    "speculate": "truedepth.decoding.custom_generate",
-    "stream": "truedepth.generation",
+    "speculate": "truedepth.engine.custom_generate",
+    "stream": "truedepth.engine.generation",
 }
 
 

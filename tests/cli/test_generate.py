@@ -12,13 +12,13 @@ import torch
 
 import truedepth
 from truedepth.cli import main
-from truedepth.decoding.exit_head import ExitHead
-from truedepth.decoding.vocabulary import DraftVocabulary
-from truedepth.generation import Piece, Stream, generate
-from truedepth.models.load import LoadedModel, load
+from truedepth.engine.drafts.heads.exit_head import ExitHead
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.generation import Piece, Stream, generate
+from truedepth.models.loading.load import LoadedModel, load
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
-from truedepth.plan_file import save_plan
+from truedepth.plan.plan_file import save_plan
 
 PROMPT = "Once upon a time"
 

@@ -9,7 +9,7 @@ import pytest
 
 from truedepth.cli import main
 from truedepth.families import all_families
-from truedepth.models import cached, embedded
+from truedepth.models.loading import cached, embedded
 
 
 def run(*args: str) -> int:

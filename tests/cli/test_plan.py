@@ -15,7 +15,7 @@ from truedepth.cli.method_options import options_of, parameters_of
 from truedepth.methods import all_methods
 from truedepth.methods.base import EvidenceMethod, LayerMethod
 from truedepth.plan import DepthPlan
-from truedepth.plan_file import load_plan
+from truedepth.plan.plan_file import load_plan
 
 
 class Everything(LayerMethod):

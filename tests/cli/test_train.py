@@ -15,7 +15,7 @@ from truedepth.cli.show import command as show
 from truedepth.cli.train import command
 from truedepth.cli.training_display import as_line, render
 from truedepth.errors import UsageError
-from truedepth.training.pace import Snapshot
+from truedepth.training.trainer.pace import Snapshot
 
 
 @pytest.fixture
@@ -44,6 +44,7 @@ def test_prints_figures_and_where_the_report_is(recipe: Path, tmp_path: Path) ->
     assert "its loss on held-out text went from" in " ".join(result.stdout.split())
     assert f"The trained model: {folder / 'model'}" in result.stdout.replace("\n", "")
     assert f"The report: {folder / 'report.html'}" in result.stdout.replace("\n", "")
+    assert "step" in (folder / "report.html").read_text(encoding="utf-8")
     assert "step 1 of 2: loss" in result.stderr
     again = CliRunner().invoke(command, ["plain", str(recipe), "-o", str(folder), "--resume", "--json"])
     data = json.loads(again.stdout)

@@ -27,8 +27,8 @@ def text(tmp_path: Path) -> str:
 def test_writes_what_a_draft_reads(
     tiny_folder: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from truedepth.decoding.vocabulary import DraftVocabulary
-    from truedepth.models.load import load
+    from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+    from truedepth.models.loading.load import load
 
     folder = tmp_path / "out"
     assert run(str(tiny_folder), "--text", text, "--size", "12", "-o", str(folder)) == 0

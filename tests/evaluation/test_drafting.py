@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.pacing import FixedLength
-from truedepth.decoding.request import Request
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.request import Request
 from truedepth.evaluation.drafting import read_target_texts, write_texts
 from truedepth.plan import DepthPlan
 

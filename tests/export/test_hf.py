@@ -16,13 +16,13 @@ from safetensors.torch import save_file
 
 import truedepth
 from truedepth.errors import ModelLoadError, OutputError, PlanError, UnsupportedModelError, UsageError
-from truedepth.export import shards
-from truedepth.export.hf import export_hf
-from truedepth.models.embedded import embedded_model
+from truedepth.export.hf import shards
+from truedepth.export.hf.export import export_hf
+from truedepth.models.loading.embedded import embedded_model
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
-from truedepth.plan_file import load_plan
-from truedepth.results import Results
+from truedepth.plan.plan_file import load_plan
+from truedepth.search.results import Results
 
 NUM_LAYERS = 6
 WIDE = "0 (1|3) 4 5"

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth.export.hf import export_hf
+from truedepth.export.hf.export import export_hf
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 

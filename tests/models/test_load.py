@@ -11,7 +11,7 @@ import pytest
 
 import truedepth
 from truedepth.errors import ModelLoadError, UsageError
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
 

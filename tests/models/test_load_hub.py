@@ -12,8 +12,8 @@ import pytest
 from huggingface_hub import errors
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
-from truedepth.models.cached import cached_models
-from truedepth.models.load import load
+from truedepth.models.loading.cached import cached_models
+from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
 
@@ -71,7 +71,7 @@ def test_models_that_do_not_fit_are_refused_before_their_weights_are_fetched(
     hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    monkeypatch.setattr("truedepth.models.memory.available_bytes", lambda device: 1e9)
+    monkeypatch.setattr("truedepth.models.loading.memory.available_bytes", lambda device: 1e9)
     asked = hub(tmp_path)
     with pytest.raises(ModelLoadError, match=r"'owner/llama' needs .* GB of memory on cpu in float32"):
         load("owner/llama")

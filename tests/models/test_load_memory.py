@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from truedepth.errors import ModelLoadError
-from truedepth.models import memory
-from truedepth.models.load import load
+from truedepth.models.loading import memory
+from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from truedepth.errors import UsageError
-from truedepth.models.placement import available_devices, resolve_device, resolve_dtype
+from truedepth.models.loading.placement import available_devices, resolve_device, resolve_dtype
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import truedepth
-from truedepth.models.load import LoadedModel
+from truedepth.models.loading.load import LoadedModel
 
 PAGE = (Path(__file__).parents[2] / "docs" / "rewiring.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.+?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from truedepth import DepthPlan, Engine, Sampling, apply
-from truedepth.decoding.request import Request
+from truedepth.engine.sampling.request import Request
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.evaluation.quality import compare_quality, judge, scored_log_probabilities
 from truedepth.families import all_families
+from truedepth.measuring.on_ranks import count_passes
 from truedepth.parallel.load import split_model
-from truedepth.parallel.measurement import count_passes
 from truedepth.parallel.partition import pieces_of, require_divisible
 
 SPLIT = ("llama", "mistral", "qwen2", "qwen3", "smollm3")

@@ -11,9 +11,9 @@ from plotly.offline import get_plotlyjs
 
 from truedepth.errors import OutputError
 from truedepth.plan import DepthPlan
+from truedepth.report.format import TIMES
 from truedepth.report.html import write_report
-from truedepth.report.wording import TIMES
-from truedepth.results import Results
+from truedepth.search.results import Results
 
 SAMPLE: dict[str, Any] = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 VOID = {"meta", "link", "img", "br", "hr", "input"}

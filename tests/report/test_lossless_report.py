@@ -14,10 +14,10 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from truedepth.errors import OutputError, TruedepthError
-from truedepth.lossless_results import LOSSLESS_FILE, LosslessResults
+from truedepth.report.format import TIMES
 from truedepth.report.lossless.page import write_lossless_report
 from truedepth.report.lossless.table import lossless_table
-from truedepth.report.wording import TIMES
+from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
 
 
 def draft(

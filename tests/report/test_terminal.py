@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 
 from truedepth.plan import DepthPlan
+from truedepth.report.format import TIMES
 from truedepth.report.terminal import draw_plan, results_table
-from truedepth.report.wording import TIMES
-from truedepth.results import Results
+from truedepth.search.results import Results
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 

@@ -57,7 +57,7 @@ def random_items() -> Callable[..., Any]:
     """`random_items(count, seed=0, shortest=3, longest=20, documents=False)`: `TokenizedItems` of 64 tokens."""
     import torch
 
-    from truedepth.training.tokenized import TokenizedItems
+    from truedepth.training.data.tokenized import TokenizedItems
 
     def make(count: int, seed: int = 0, shortest: int = 3, longest: int = 20, documents: bool = False) -> Any:
         generator = torch.Generator().manual_seed(seed)
@@ -87,8 +87,8 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
     """
     from transformers import TrainingArguments
 
-    from truedepth.training.tokens import Tokens
-    from truedepth.training.trainer import DepthTrainer
+    from truedepth.training.data.rows import Tokens
+    from truedepth.training.trainer.trainer import DepthTrainer
 
     def make(
         name: str = "run",
@@ -125,7 +125,6 @@ def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def quick_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings with a cache of their own, no bandwidth to measure and no report to draw."""
+    """Trainings with a cache of their own and no bandwidth to measure."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("truedepth.training.run.read_bandwidth", lambda device: 1e9)
-    monkeypatch.setattr("truedepth.training.run.write_training_report", lambda results, path: None)

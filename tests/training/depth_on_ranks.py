@@ -21,12 +21,12 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
 
 from truedepth.plan import DepthPlan
-from truedepth.training.exit_loss import training_exits
-from truedepth.training.layer_calls import around_layers
-from truedepth.training.layer_dropout import LayerDropout
-from truedepth.training.layerskip import LayerSkipSettings, LayerSkipTrainer
-from truedepth.training.recovery import RecoveryTrainer
-from truedepth.training.recovery_objective import Objective
+from truedepth.training.hooks.layer_calls import around_layers
+from truedepth.training.layerskip.exit_loss import training_exits
+from truedepth.training.layerskip.layer_dropout import LayerDropout
+from truedepth.training.layerskip.trainer import LayerSkipSettings, LayerSkipTrainer
+from truedepth.training.recovery.objective import Objective
+from truedepth.training.recovery.trainer import RecoveryTrainer
 
 FOLDER, NAME = Path(sys.argv[1]), sys.argv[2]
 RANK, RANKS = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -10,7 +10,7 @@ import torch
 from truedepth.errors import UnsupportedModelError
 from truedepth.models.rewire import apply, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.changes import changed_layers, settle_merges
+from truedepth.training.recovery.changes import changed_layers, settle_merges
 
 
 @pytest.mark.parametrize(

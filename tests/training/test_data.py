@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from truedepth.errors import TextError
-from truedepth.training.data import Conversation, DataSource, Document, Exchange, read_items
+from truedepth.training.data.sources import Conversation, DataSource, Document, Exchange, read_items
 
 Write = Callable[..., Path]
 

@@ -17,7 +17,7 @@ import truedepth
 from truedepth.cli.measure import command as measure
 from truedepth.errors import PlanError, UsageError
 from truedepth.measuring import bandwidth
-from truedepth.plan_file import load_plan
+from truedepth.plan.plan_file import load_plan
 from truedepth.report.training.page import write_training_report
 from truedepth.training.kinds import find_kind
 from truedepth.training.run import train

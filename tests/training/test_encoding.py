@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from truedepth.errors import TextError
-from truedepth.training.data import Conversation, Document, Exchange, Where
-from truedepth.training.encoding import Encoder
+from truedepth.training.data.encoding import Encoder
+from truedepth.training.data.sources import Conversation, Document, Exchange, Where
 
 WHERE = Where("items.jsonl", "line", 7)
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from truedepth.families import family_of
 from truedepth.models.rewire import causal_lm
 from truedepth.models.stages import to_logits
-from truedepth.training import head_loss
-from truedepth.training.exit_loss import training_exits
-from truedepth.training.head_loss import SharedHead, next_token_loss, summed_losses
+from truedepth.training.hooks import head_loss
+from truedepth.training.hooks.head_loss import SharedHead, next_token_loss, summed_losses
+from truedepth.training.layerskip.exit_loss import training_exits
 
 WEIGHTS = {1: 0.1, 3: 0.3, 5: 0.6}
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from truedepth.training.exit_weights import exit_scales, exit_weights, gradual, rotational
+from truedepth.training.layerskip.exit_weights import exit_scales, exit_weights, gradual, rotational
 
 
 def on(enabled: list[bool]) -> list[int]:

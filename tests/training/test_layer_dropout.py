@@ -15,8 +15,8 @@ from transformers import DynamicCache
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.models.rewire import apply, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.layer_calls import around_layers
-from truedepth.training.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
+from truedepth.training.hooks.layer_calls import around_layers
+from truedepth.training.layerskip.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
 
 NUM_LAYERS = 6
 

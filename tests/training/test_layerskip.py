@@ -19,8 +19,8 @@ from truedepth.errors import UsageError
 from truedepth.models.rewire import apply, restore
 from truedepth.models.stages import to_logits
 from truedepth.plan import DepthPlan
-from truedepth.training.layer_dropout import draw_skips
-from truedepth.training.layerskip import LayerSkipSettings, LayerSkipTrainer
+from truedepth.training.layerskip.layer_dropout import draw_skips
+from truedepth.training.layerskip.trainer import LayerSkipSettings, LayerSkipTrainer
 
 NUM_LAYERS = 6
 HEAVY = LayerSkipSettings(p_max=0.6, e_scale=1.0, curriculum="rotational", every=2, watch=(2, 4))

@@ -20,7 +20,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from truedepth.training.figures import FIGURES_FILE, read_figures
+from truedepth.training.trainer.figures import FIGURES_FILE, read_figures
 
 SCRIPT = Path(__file__).with_name("train_on_ranks.py")
 

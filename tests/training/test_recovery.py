@@ -17,12 +17,12 @@ from truedepth.errors import UnsupportedModelError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, apply, causal_lm, mark_decoding, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.recovery import RecoveryTrainer
-from truedepth.training.recovery_objective import Objective, compared_layers
-from truedepth.training.recovery_recipe import Recover, prepare
-from truedepth.training.teacher import Teacher
-from truedepth.training.tokens import Tokens
-from truedepth.training.two_passes import cut
+from truedepth.training.data.rows import Tokens
+from truedepth.training.recovery.objective import Objective, compared_layers
+from truedepth.training.recovery.recipe import Recover, prepare
+from truedepth.training.recovery.teacher import Teacher
+from truedepth.training.recovery.trainer import RecoveryTrainer
+from truedepth.training.recovery.two_passes import cut
 
 NUM_LAYERS = 6
 PAIRS = "0 1 (2|3) 4 5"

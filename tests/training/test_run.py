@@ -15,12 +15,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import truedepth
 from truedepth.errors import OutputError, TextError, UsageError
-from truedepth.report.training.page import write_training_report
 from truedepth.training.kinds import KINDS, find_kind
-from truedepth.training.pace import Snapshot
 from truedepth.training.recipe import ModelSource, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, TrainingResults
 from truedepth.training.run import train
+from truedepth.training.trainer.pace import Snapshot
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -52,10 +51,7 @@ def without_clock(results: TrainingResults) -> list[Any]:
 
 
 class TestRun:
-    def test_everything_that_is_written(
-        self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr("truedepth.training.run.write_training_report", write_training_report)
+    def test_everything_that_is_written(self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path) -> None:
         folder = tmp_path / "run"
         results = train(plain_kind, plain_kind.recipe(**settings), folder)
         assert results is not None
@@ -64,7 +60,6 @@ class TestRun:
             "checkpoint-6",
             "model",
             "recipe.yaml",
-            "report.html",
             "tensorboard",
             "training-results.json",
             "training.jsonl",
@@ -201,7 +196,7 @@ class TestRun:
 
         with monkeypatch.context() as patch:
             patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
-            patch.setattr("truedepth.training.trainer.DepthTrainer._save_checkpoint", lambda *_: None)
+            patch.setattr("truedepth.training.trainer.trainer.DepthTrainer._save_checkpoint", lambda *_: None)
             with pytest.raises(OutputError, match=r"cannot write .*model: the disk is full"):
                 train(plain_kind, recipe, tmp_path / "run")
         assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / ".model.part").exists()

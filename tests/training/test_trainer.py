@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from truedepth.errors import OutputError, TextError, TrainingError
-from truedepth.training.checkpoints import last_checkpoint
-from truedepth.training.figures import FIGURES_FILE, Figures, exit_name, exit_of, read_figures
-from truedepth.training.tokens import IGNORED, Tokens
-from truedepth.training.trainer import DepthTrainer, Snapshot
+from truedepth.training.data.rows import IGNORED, Tokens
+from truedepth.training.trainer.checkpoints import last_checkpoint
+from truedepth.training.trainer.figures import FIGURES_FILE, Figures, exit_name, exit_of, read_figures
+from truedepth.training.trainer.trainer import DepthTrainer, Snapshot
 
 Start = Callable[..., DepthTrainer]
 
@@ -181,7 +181,7 @@ def _order(trainer: DepthTrainer, epoch: int) -> list[int]:
 class TestCheckpoints:
     def failing(self, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str, step: int) -> None:
         """Let saving fail in the checkpoint of a step."""
-        from truedepth.training import trainer
+        from truedepth.training.trainer import trainer
 
         original = getattr(trainer.Trainer, where)
 
@@ -296,7 +296,7 @@ class TestResume:
 
     def test_the_second_interrupt_ends_at_once(self, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
         """With the last checkpoint, from which the figures go on."""
-        monkeypatch.setattr("truedepth.training.interruption._SAME", 0)
+        monkeypatch.setattr("truedepth.training.trainer.interruption._SAME", 0)
 
         def interrupt(snapshot: Snapshot) -> None:
             if snapshot.step == 6:
@@ -391,7 +391,7 @@ class TestFigures:
         def full(*_: Any) -> None:
             raise OutputError("cannot write training.jsonl: the disk is full")
 
-        monkeypatch.setattr("truedepth.training.figures.FiguresFile.write", full)
+        monkeypatch.setattr("truedepth.training.trainer.figures.FiguresFile.write", full)
         with pytest.raises(OutputError, match="the disk is full"):
             trainer.train()
 

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import torch
 
 from truedepth.errors import TruedepthError
-from truedepth.training.pace import Snapshot
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training, save_model, train
-from truedepth.training.trainer import DepthTrainer
+from truedepth.training.trainer.pace import Snapshot
+from truedepth.training.trainer.trainer import DepthTrainer
 
 
 class PlainRecipe(TrainingRecipe):

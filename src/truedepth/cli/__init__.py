@@ -11,10 +11,10 @@ from typing import NoReturn
 
 import click
 
-from truedepth import __version__
 from truedepth.cli.options import examples
 from truedepth.errors import TruedepthError
 from truedepth.parallel.launch import may_report
+from truedepth.records.version import VERSION
 
 # Each is a module of this package with a click command named `command`, imported when it is called.
 COMMANDS = {
@@ -80,7 +80,7 @@ def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     callback=_set_debug,
     help="Show the traceback of an error.",
 )
-@click.version_option(__version__, prog_name="truedepth", message="%(prog)s %(version)s")
+@click.version_option(VERSION, prog_name="truedepth", message="%(prog)s %(version)s")
 def cli() -> None:
     """Make a pre-trained language model effectively shallower, run it faster, and see what that costs.
 

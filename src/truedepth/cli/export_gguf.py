@@ -53,11 +53,11 @@ def command(
 
     Groups become wide layers. The first layers alone (--plan exit:8) make a draft for llama.cpp's speculative decoding.
     """
-    from truedepth.export.gguf import export_gguf
-    from truedepth.export.gguf_types import require_type
-    from truedepth.export.source import open_source
-    from truedepth.plan_text import read_plan
-    from truedepth.progress import terminal
+    from truedepth.export.gguf.export import export_gguf
+    from truedepth.export.gguf.types import require_type
+    from truedepth.methods.plan_text import read_plan
+    from truedepth.models.loading.source import open_source
+    from truedepth.records.progress import terminal
 
     require_type(kind)
     source = open_source(model, "gguf", trust_remote_code=trust_remote_code)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import click
 
 from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
-from truedepth.models.placement import DTYPES
+from truedepth.models.loading.placement import DTYPES
 
 if TYPE_CHECKING:
-    from truedepth.export.hf import HfExport
+    from truedepth.export.hf.written import HfExport
     from truedepth.plan import Form, Prefill
 
 
@@ -59,11 +59,11 @@ def command(
     Groups become wide layers, which truedepth, transformers (with trust_remote_code) and vLLM (with truedepth) run.
     A plan that only skips layers keeps the model's own architecture: --plan exit:8 makes a draft for vLLM.
     """
-    from truedepth.export.hf import ABILITY, export_hf
-    from truedepth.export.source import open_source
-    from truedepth.plan_text import read_plan
-    from truedepth.progress import terminal
-    from truedepth.results import RESULTS_FILE, Results
+    from truedepth.export.hf.export import ABILITY, export_hf
+    from truedepth.methods.plan_text import read_plan
+    from truedepth.models.loading.source import open_source
+    from truedepth.records.progress import terminal
+    from truedepth.search.results import RESULTS_FILE, Results
 
     source = open_source(model, ABILITY, trust_remote_code=trust_remote_code)
     chosen = read_plan(plan, source.config.num_hidden_layers, form, prefill)

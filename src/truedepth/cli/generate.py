@@ -25,15 +25,15 @@ from truedepth.cli.options import (
 )
 from truedepth.cli.ranks import join_ranks
 from truedepth.errors import TextError, UsageError
+from truedepth.methods.plan_text import PLAN_WORDS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
-from truedepth.plan_text import PLAN_WORDS, read_plan
 
 if TYPE_CHECKING:
-    from truedepth.decoding.result import GenerationResult
-    from truedepth.decoding.sampling import Sampling
-    from truedepth.drafting_gain import DraftingGain
-    from truedepth.generation import Options, Stream
-    from truedepth.models.load import LoadedModel
+    from truedepth.engine.generation import Options, Stream
+    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.engine.sampling.result import GenerationResult
+    from truedepth.measuring.drafting_gain import DraftingGain
+    from truedepth.models.loading.load import LoadedModel
     from truedepth.parallel.ranks import GroupRanks
 
 _ACCEPTED = "green"
@@ -139,11 +139,11 @@ def command(
 
     With --draft, a shallower plan drafts tokens and the model verifies several at once: the text stays the same.
     """
-    from truedepth.decoding.engine import Engine
-    from truedepth.decoding.sampling import Sampling
-    from truedepth.drafting_gain import drafting_gain
-    from truedepth.generation import stream
-    from truedepth.progress import terminal
+    from truedepth.engine.engine import Engine
+    from truedepth.engine.generation import stream
+    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.measuring.drafting_gain import drafting_gain
+    from truedepth.records.progress import terminal
 
     ranks = join_ranks(
         others["device"],
@@ -199,14 +199,14 @@ def command(
 
 
 def _read_drafts(drafts: tuple[str, ...], num_layers: int) -> list[str | DepthPlan]:
-    from truedepth.decoding.packaged import DEFAULT_DRAFT
+    from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT
 
     return [draft if draft == DEFAULT_DRAFT else read_plan(draft, num_layers) for draft in drafts]
 
 
 def _read_files(loaded: LoadedModel, head: Path | None, vocabulary: Path | None) -> Options:
-    from truedepth.decoding.heads import load_head
-    from truedepth.decoding.vocabulary import DraftVocabulary
+    from truedepth.engine.drafts.heads.draft_head import load_head
+    from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 
     return {
         "head": load_head(head, loaded.model) if head else None,
@@ -286,7 +286,7 @@ def _has_colour() -> bool:
 
 def _summarise(result: GenerationResult, plan: DepthPlan, *, speculated: bool) -> None:
     """Say on stderr how it went."""
-    from truedepth.report.wording import percent
+    from truedepth.report.format import percent
 
     speed = result.tokens_per_second
     rate = f", {speed:.1f} tokens/s" if speed is not None else ""

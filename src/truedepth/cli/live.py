@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from truedepth.search import Step
+    from truedepth.search.walk import Step
 
 
 class JobDisplay:

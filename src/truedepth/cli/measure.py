@@ -9,28 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from truedepth.cli.options import (
-    examples,
-    json_option,
-    load_model,
-    loading_options,
-    plan_options,
-    print_json,
-)
+from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options, print_json
 from truedepth.cli.ranks import join_ranks, measure_shared
+from truedepth.cli.tables import UNMODIFIED, add_speeds, comparison_table, quality_table, spread
 from truedepth.errors import UsageError
+from truedepth.methods.plan_text import read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
-from truedepth.plan_text import read_plan
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from truedepth.evaluation.quality import Quality
     from truedepth.measuring.measurement import Measurement
-    from truedepth.measuring.speed import Comparison, Spread
-    from truedepth.models.load import LoadedModel
+    from truedepth.models.loading.load import LoadedModel
 
-UNMODIFIED = "unmodified"
 AT_LEAST_1 = click.IntRange(1)
 
 
@@ -97,7 +89,7 @@ def command(
 
     from truedepth.families import family_of
     from truedepth.measuring.measurement import measure
-    from truedepth.progress import terminal
+    from truedepth.records.progress import terminal
 
     sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
     ranks = join_ranks(loading["device"], {"--stages": stages})
@@ -141,53 +133,15 @@ def _qualities(loaded: LoadedModel, plans: dict[str, DepthPlan], text: Path | No
     """What each plan does to the model, on text that no search has looked at."""
     from truedepth.evaluation.quality import compare_quality
     from truedepth.evaluation.texts import Sizes, read_texts
-    from truedepth.progress import terminal
+    from truedepth.records.progress import terminal
 
     report = read_texts(text, loaded.tokenizer, Sizes()).report
     return compare_quality(loaded.model, plans, report, terminal)
 
 
-def quality_table(qualities: dict[str, Quality]) -> Table:
-    """A column for each plan, a row for each figure."""
-    from rich.table import Table
-
-    from truedepth.report.wording import number, percent, perplexity
-
-    tokens = next(iter(qualities.values())).tokens
-    table = Table("", title="Quality against the unmodified model", caption=f"{tokens} scored tokens.")
-    for name in qualities:
-        table.add_column(name, justify="right")
-    table.add_row("perplexity", *(perplexity(own.perplexity) for own in qualities.values()))
-    table.add_row("KL divergence, nats", *(number(own.kl) for own in qualities.values()))
-    table.add_row("same most likely token", *(percent(own.agreement) for own in qualities.values()))
-    return table
-
-
-def comparison_table(title: str, note: str, comparison: Comparison) -> Table:
-    """A column for each plan of a comparison, and no rows; the caption ends with `note`."""
-    from rich.table import Table
-
-    caption = (
-        f"Medians of {len(comparison.runs[comparison.baseline])} runs, lowest to highest in brackets. "
-        f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, {comparison.new_tokens} new tokens{note}"
-    )
-    table = Table("", title=title, caption=caption)
-    for name in comparison.runs:
-        table.add_column(name, justify="right")
-    return table
-
-
-def add_speeds(table: Table, comparison: Comparison) -> None:
-    """Rows of a table that `comparison_table` made."""
-    speeds = comparison.speeds.values()
-    table.add_row("decode, tokens/s", *(spread(own.decode_tokens_per_second) for own in speeds))
-    table.add_row("speed ratio", *(spread(own, digits=2) for own in comparison.ratios.values()))
-    table.add_row("prefill, tokens/s", *(spread(own.prefill_tokens_per_second) for own in speeds))
-
-
 def _speed_table(model: str, measurement: Measurement) -> Table:
     """A column for each plan, a row for each figure."""
-    from truedepth.report.wording import percent, size
+    from truedepth.report.format import percent, size
 
     comparison, machine = measurement.comparison, measurement.machine
     table = comparison_table(
@@ -209,7 +163,7 @@ def _stage_table(name: str, measurement: Measurement) -> Table:
     """Where a decode step's time goes."""
     from rich.table import Table
 
-    from truedepth.report.wording import duration, percent
+    from truedepth.report.format import duration, percent
 
     times = measurement.stages[name]
     table = Table(title=f"A decode step: {name}")
@@ -222,8 +176,3 @@ def _stage_table(name: str, measurement: Measurement) -> Table:
     for part, seconds in [*parts, ("step", times.step)]:
         table.add_row(part, duration(seconds), percent(seconds / times.step, 1))
     return table
-
-
-def spread(spread: Spread, *, factor: float = 1.0, digits: int = 1) -> str:
-    low, middle, high = (factor * value for value in (spread.low, spread.median, spread.high))
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"

@@ -16,9 +16,9 @@ def measure_and_show(output: Path | None, dtype: str, device: str, as_json: bool
     Raises:
         UsageError, TruedepthError, OutputError: see the functions that this calls.
     """
-    from truedepth.measuring.profiling import measure_profile, save_profile, to_yaml
-    from truedepth.models.placement import resolve_device, resolve_dtype
-    from truedepth.progress import terminal
+    from truedepth.hardware.profiling import measure_profile, save_profile, to_yaml
+    from truedepth.models.loading.placement import resolve_device, resolve_dtype
+    from truedepth.records.progress import terminal
 
     ranks = join_ranks(device, {})
     place = ranks.device if ranks else resolve_device(device)

@@ -26,8 +26,8 @@ def command(as_json: bool) -> None:
 
 def _listed() -> dict[str, list[dict[str, Any]]]:
     from truedepth.families import all_families
-    from truedepth.models.cached import cached_models
-    from truedepth.models.embedded import embedded_models
+    from truedepth.models.loading.cached import cached_models
+    from truedepth.models.loading.embedded import embedded_models
 
     return {
         "families": [

@@ -10,8 +10,9 @@ from rich.console import Console, RenderableType
 
 from truedepth.cli.options import examples, json_option, loading_options, print_json
 from truedepth.errors import UsageError
-from truedepth.recipe import LosslessRecipe, Recipe, Windows, load_recipe
-from truedepth.search import MOVES, Move
+from truedepth.report import REPORT_FILE
+from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
+from truedepth.search.walk import MOVES, Move
 
 _TARGETS = ("speedup", "max_perplexity_ratio", "depth")
 _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
@@ -69,11 +70,13 @@ def command(
 
 def _find_plan(recipe: Recipe, output: Path, resume: bool, as_json: bool) -> None:
     from truedepth.cli.live import JobDisplay
-    from truedepth.optimize import optimize
+    from truedepth.report.html import write_report
     from truedepth.report.terminal import draw_plan, results_table
+    from truedepth.search.optimize import optimize
 
     with JobDisplay() as display:
         results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
+    write_report(results, output / REPORT_FILE)
     if as_json:
         print_json(results.to_dict())
         return
@@ -82,12 +85,14 @@ def _find_plan(recipe: Recipe, output: Path, resume: bool, as_json: bool) -> Non
 
 def _find_draft(recipe: LosslessRecipe, output: Path, resume: bool, as_json: bool) -> None:
     from truedepth.cli.live import JobDisplay
-    from truedepth.lossless import optimize_lossless
+    from truedepth.report.lossless.page import write_lossless_report
     from truedepth.report.lossless.table import lossless_table
     from truedepth.report.terminal import draw_plan
+    from truedepth.search.lossless import optimize_lossless
 
     with JobDisplay() as display:
         results = optimize_lossless(recipe, output, resume=resume, progress=display.progress)
+    write_lossless_report(results, output / REPORT_FILE)
     if as_json:
         print_json(results.to_dict())
         return
@@ -95,8 +100,6 @@ def _find_draft(recipe: LosslessRecipe, output: Path, resume: bool, as_json: boo
 
 
 def _show(drawing: RenderableType, table: RenderableType, output: Path) -> None:
-    from truedepth.report import REPORT_FILE
-
     console = Console()
     console.print(drawing)
     console.print(table)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from truedepth.models.placement import DTYPES
+from truedepth.methods.plan_text import PLAN_WORDS
+from truedepth.models.loading.placement import DTYPES
 from truedepth.plan import FORMS, PREFILLS
-from truedepth.plan_text import PLAN_WORDS
 
 if TYPE_CHECKING:
-    from truedepth.models.load import LoadedModel
+    from truedepth.models.loading.load import LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -53,7 +53,7 @@ def loading_options(command: Command) -> Command:
 
 
 def plan_options(command: Command) -> Command:
-    """`--plan`, `--form` and `--prefill`: the arguments of `truedepth.plan_text.read_plan`."""
+    """`--plan`, `--form` and `--prefill`: the arguments of `truedepth.methods.plan_text.read_plan`."""
     for option in (
         click.option(
             "--prefill",
@@ -79,7 +79,7 @@ def load_model(model: str, **loading: Any) -> LoadedModel:
     """Load what `model_argument` and `loading_options` say, with a spinner on stderr."""
     from rich.console import Console
 
-    from truedepth.models.load import load
+    from truedepth.models.loading.load import load
 
     with Console(stderr=True).status(f"Loading {model}"):
         return load(model, **loading)

@@ -10,14 +10,7 @@ from typing import Any
 import click
 
 from truedepth.cli.method_options import options_of, parameters_of
-from truedepth.cli.options import (
-    examples,
-    json_option,
-    load_model,
-    loading_options,
-    num_layers_of,
-    print_json,
-)
+from truedepth.cli.options import examples, json_option, load_model, loading_options, num_layers_of, print_json
 from truedepth.errors import UsageError
 from truedepth.methods import all_methods, get_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
@@ -128,7 +121,7 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
             )
         from truedepth.evaluation.calibration import calibrate
         from truedepth.evaluation.texts import Sizes, read_texts
-        from truedepth.progress import terminal
+        from truedepth.records.progress import terminal
 
         loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         texts = read_texts(text, loaded.tokenizer, Sizes())
@@ -149,7 +142,7 @@ def _finish(method: Method, plan: DepthPlan, output: Path | None, as_json: bool)
     """Write and print a plan."""
     parameters = method.model_dump(mode="json")
     if output is not None:
-        from truedepth.plan_file import save_plan
+        from truedepth.plan.plan_file import save_plan
 
         given = ", ".join(f"{name} {value}" for name, value in parameters.items() if value is not None)
         save_plan(plan, output, comment=f"{method.name} ({method.source}): {given}")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import click
 
 from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
+from truedepth.methods.plan_text import read_plan
 from truedepth.plan import Form, Prefill
-from truedepth.plan_text import read_plan
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from truedepth.measuring.prediction import Estimate, PassPrediction, Prediction
+    from truedepth.hardware.prediction import Estimate, PassPrediction, Prediction
 
 AT_LEAST_1 = click.IntRange(1)
 
@@ -62,9 +62,9 @@ def command(
     from rich.console import Console
 
     from truedepth.families import family_of
-    from truedepth.measuring.hardware import load_hardware
-    from truedepth.measuring.prediction import predict
-    from truedepth.models.load import load_shapes
+    from truedepth.hardware.prediction import predict
+    from truedepth.hardware.profile import load_hardware
+    from truedepth.models.loading.load import load_shapes
 
     machine = load_hardware(hardware, devices)
     shapes = load_shapes(model, trust_remote_code=trust_remote_code)
@@ -83,7 +83,7 @@ def _table(name: str, what: str, model: str, prediction: Prediction) -> Table:
     """A column for each plan, a row for each figure of one pass."""
     from rich.table import Table
 
-    from truedepth.report.wording import duration, percent
+    from truedepth.report.format import duration, percent
 
     hardware = prediction.hardware
     size = f"context {prediction.context}" if name == "decode" else f"{prediction.prompt_tokens} prompt tokens"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truedepth.cli.options import print_json
+from truedepth.cli.tables import UNMODIFIED, add_speeds, comparison_table, quality_table
 from truedepth.errors import UsageError
 from truedepth.parallel.launch import joined, started_ranks
 from truedepth.plan import DepthPlan
@@ -17,7 +18,7 @@ from truedepth.plan import DepthPlan
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from truedepth.parallel.measurement import RanksMeasurement
+    from truedepth.measuring.on_ranks import RanksMeasurement
     from truedepth.parallel.ranks import GroupRanks
 
 
@@ -54,11 +55,11 @@ def measure_shared(
     """`truedepth measure` on several ranks: the plan in turns with the unmodified model, each shared by all ranks."""
     from rich.console import Console
 
-    from truedepth.cli.measure import UNMODIFIED, quality_table
+    from truedepth.evaluation.quality import quality_on_ranks
     from truedepth.evaluation.texts import Sizes, read_texts
+    from truedepth.measuring.on_ranks import measure_on_ranks
     from truedepth.parallel.load import load_split
-    from truedepth.parallel.measurement import measure_on_ranks, quality_on_ranks
-    from truedepth.progress import terminal
+    from truedepth.records.progress import terminal
 
     def plans_for(num_layers: int) -> dict[str, DepthPlan]:
         chosen, full = read(num_layers), DepthPlan.full(num_layers)
@@ -84,8 +85,6 @@ def measure_shared(
 
 def _table(model: str, measurement: RanksMeasurement) -> Table:
     """A column for each plan, a row for each figure."""
-    from truedepth.cli.measure import add_speeds, comparison_table
-
     table = comparison_table(
         f"{model} on {measurement.ranks} ranks over {measurement.backend}: {measurement.device}",
         f"; {measurement.threads} threads a rank.",

@@ -9,13 +9,13 @@ import click
 
 from truedepth.cli.options import examples, json_option, print_json
 from truedepth.errors import PlanError, UsageError
+from truedepth.methods.plan_text import PLAN_WORDS, names_a_file, read_plan
 from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
-from truedepth.plan_text import PLAN_WORDS, names_a_file, read_plan
 from truedepth.report import REPORT_FILE
 
 if TYPE_CHECKING:
-    from truedepth.lossless_results import LosslessResults
-    from truedepth.results import Results
+    from truedepth.search.lossless_results import LosslessResults
+    from truedepth.search.results import Results
     from truedepth.training.results import TrainingResults
 
 
@@ -56,8 +56,8 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
 
 
 def _read_run(folder: Path) -> Results | LosslessResults | TrainingResults | None:
-    from truedepth.lossless_results import LOSSLESS_FILE, LosslessResults
-    from truedepth.results import RESULTS_FILE, Results
+    from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
+    from truedepth.search.results import RESULTS_FILE, Results
     from truedepth.training.results import TRAINING_FILE, TrainingResults
 
     if (folder / RESULTS_FILE).exists():
@@ -70,7 +70,7 @@ def _read_run(folder: Path) -> Results | LosslessResults | TrainingResults | Non
 
 
 def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Prefill | None) -> DepthPlan:
-    from truedepth.plan_file import load_plan
+    from truedepth.plan.plan_file import load_plan
 
     if layers is None:
         if not names_a_file(target):
@@ -96,11 +96,11 @@ def _show_plan(plan: DepthPlan, as_json: bool) -> None:
 def _show_run(results: Results | LosslessResults | TrainingResults, folder: Path) -> None:
     from rich.console import Console
 
-    from truedepth.lossless_results import LosslessResults
     from truedepth.report.lossless.table import lossless_table
     from truedepth.report.terminal import results_table
     from truedepth.report.training.table import training_table
-    from truedepth.results import Results
+    from truedepth.search.lossless_results import LosslessResults
+    from truedepth.search.results import Results
 
     plan = None
     if isinstance(results, Results):

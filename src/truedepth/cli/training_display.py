@@ -13,12 +13,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from truedepth.progress import terminal
-from truedepth.report.wording import duration, number, percent
-from truedepth.training.figures import exit_name, exit_of, place_name, place_of
+from truedepth.records.progress import terminal
+from truedepth.report.format import duration, number, percent
+from truedepth.training.trainer.figures import exit_name, exit_of, place_name, place_of
 
 if TYPE_CHECKING:
-    from truedepth.training.pace import Snapshot
+    from truedepth.training.trainer.pace import Snapshot
 
 _LESS = ("loss", "eval_loss", "epoch", "tokens_per_second")
 """Figures that have a place of their own."""

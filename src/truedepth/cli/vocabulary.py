@@ -43,7 +43,7 @@ def command(model: str, files: tuple[Path, ...], size: int, output: Path, as_jso
     A draft that reads fewer rows of the LM head is cheaper. Nothing is lost, since the whole head verifies; a token
     outside the part is merely never drafted.
     """
-    from truedepth.decoding.vocabulary import build_vocabulary, end_ids_of, vocabulary_size_of
+    from truedepth.engine.drafts.heads.vocabulary import build_vocabulary, end_ids_of, vocabulary_size_of
     from truedepth.evaluation.texts import read_text_file
 
     texts = [read_text_file(file) for file in files]

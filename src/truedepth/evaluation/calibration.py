@@ -23,7 +23,7 @@ from truedepth.families import family_of
 from truedepth.models.rewire import restore
 from truedepth.models.stages import LayerInputs, run_group, to_logits
 from truedepth.plan import DepthPlan, Form, Stage
-from truedepth.progress import Progress, silent
+from truedepth.records.progress import Progress, silent
 
 
 @dataclass

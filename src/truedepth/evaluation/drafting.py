@@ -4,8 +4,8 @@ At each place of such a text, a draft is given the target's own tokens. While it
 when it really drafts, so runs of agreement are what the target would accept.
 
 The states are those of real drafting too: a draft reads the target's cache entries of the tokens before (see
-`truedepth.decoding.drafts.Draft`) and its own of the token that it stands on. For an exit the two are the same, and
-agreement is exact. Other drafts read, for the tokens that they have drafted in the same round, their own entries
+`truedepth.engine.drafts.drafts.Draft`) and its own of the token that it stands on. For an exit the two are the same,
+and agreement is exact. Other drafts read, for the tokens that they have drafted in the same round, their own entries
 instead of the target's: from the second drafted token on, their agreement is an approximation, on the high side.
 """
 
@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from truedepth.decoding.caches import KVCache
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.request import Request
-from truedepth.decoding.trunk import Place, Trunk
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.engine import Engine
+from truedepth.engine.runner.caches import KVCache
+from truedepth.engine.runner.model_runner import Place, Trunk
+from truedepth.engine.sampling.request import Request
 from truedepth.evaluation.agreement import Agreement
 from truedepth.evaluation.calibration import key_of
 from truedepth.evaluation.layer_statistics import LayerStatistics
 from truedepth.measuring.step_costs import shared_stages
 from truedepth.plan import DepthPlan, Form, Stage
-from truedepth.progress import Progress, silent
+from truedepth.records.progress import Progress, silent
 
 Text = tuple[Sequence[int], Sequence[int]]
 """A prompt, and what the target wrote after it."""
@@ -91,7 +91,7 @@ class TargetTexts(LayerStatistics):
         return [self.remembered_losses[key_of(plan)] for plan in plans]
 
     def agreements(self, plans: Sequence[DepthPlan]) -> list[Mapping[int | None, Agreement]]:
-        """See `truedepth.draft_search.DraftEvidence`."""
+        """See `truedepth.search.draft_search.DraftEvidence`."""
         for plan, hidden in self._outputs(plans, self.remembered_agreements):
             rows = self._rows(hidden)
             self.remembered_agreements[key_of(plan)] = rows

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,7 +15,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from truedepth.models.rewire import apply, mark_decoding, restore
 from truedepth.plan import DepthPlan
-from truedepth.progress import Progress, silent
+from truedepth.records.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from truedepth.parallel.load import SplitModels
 
 CONTEXT = 32
 """Tokens at the start of each window that are read but not scored: the prompt, for plans that decode only."""
@@ -69,6 +73,20 @@ def compare_quality(
     others = {name: None if plan.is_full else judged(plan) for name, plan in plans.items()}
     base = partial(scored_log_probabilities, model, None)
     return judge(base, others, windows.to(model.device), progress)
+
+
+def quality_on_ranks(models: SplitModels, windows: Tensor, progress: Progress = silent) -> dict[str, Quality]:
+    """`compare_quality` of split models, of which the first is the unmodified one.
+
+    Raises:
+        RankError: another rank has stopped.
+    """
+    base = next(iter(models.models.values()))
+    others = {
+        name: None if models.plans[name].is_full else partial(scored_log_probabilities, model, models.plans[name])
+        for name, model in models.models.items()
+    }
+    return judge(partial(scored_log_probabilities, base, None), others, windows.to(base.device), progress)
 
 
 def judge(

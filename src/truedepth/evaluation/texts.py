@@ -18,6 +18,26 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from truedepth.errors import TextError
+from truedepth.records.schema import Record
+
+
+class TextRecord(Record):
+    """Where the three disjoint texts came from, in tokens."""
+
+    source: str
+    calibration_tokens: int
+    validation_tokens: int
+    report_tokens: int
+
+    @classmethod
+    def of(cls, texts: Texts) -> TextRecord:
+        return cls(
+            source=texts.source,
+            calibration_tokens=texts.calibration.numel(),
+            validation_tokens=texts.validation.numel(),
+            report_tokens=texts.report.numel(),
+        )
+
 
 WINDOW = 128
 """Tokens of one window, the special token at its start (where the tokenizer has one) included."""

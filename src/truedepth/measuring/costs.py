@@ -7,15 +7,28 @@ from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import TYPE_CHECKING, Any, Protocol
 
+from pydantic import Field
+
 from truedepth.errors import SearchError, UsageError
 from truedepth.plan import FORMS, DepthPlan, Form, Stage
-from truedepth.progress import Progress, silent
-from truedepth.results import CostRecord
+from truedepth.records.progress import Progress, silent
+from truedepth.records.schema import Record
 
 if TYPE_CHECKING:
     from torch import nn
 
     from truedepth.measuring.speed import Comparison
+
+
+class CostRecord(Record):
+    """What the search believed a decode step costs."""
+
+    source: str = Field(description="'measured' or the name of a hardware profile")
+    fixed_seconds: float = Field(description="embedding, final norm, LM head, and everything outside the stages")
+    layer_seconds: float
+    pair_seconds: dict[Form, float] = Field(description="two layers side by side, per form")
+    note: str = Field(description="one sentence: whether parallel stages bring time here")
+
 
 FULL, SKIP = "full", "skip"
 """Names of the two probes that are not groups; a probe of groups is named by its form."""

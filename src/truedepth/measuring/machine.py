@@ -10,8 +10,20 @@ from pathlib import Path
 import psutil
 import torch
 import transformers
+from pydantic import Field
 
-from truedepth.results import MachineRecord
+from truedepth.records.schema import Record
+
+
+class MachineRecord(Record):
+    processor: str
+    cores: int
+    memory_bytes: int
+    device: str
+    bandwidth_bytes_per_second: float = Field(description="measured memory read bandwidth of the device")
+    torch: str
+    transformers: str
+    threads: int
 
 
 def machine_record(device: torch.device, bandwidth: float) -> MachineRecord:

@@ -9,13 +9,12 @@ from typing import Any
 from torch import nn
 
 from truedepth.measuring.bandwidth import read_bandwidth
-from truedepth.measuring.machine import machine_record
+from truedepth.measuring.machine import MachineRecord, machine_record
 from truedepth.measuring.speed import Comparison, Speed, compare, device_of
 from truedepth.measuring.stage_times import StageTimes, stage_times
 from truedepth.measuring.work import DecodeWork
 from truedepth.plan import DepthPlan
-from truedepth.progress import Progress, silent
-from truedepth.results import MachineRecord
+from truedepth.records.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,25 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from truedepth.errors import UsageError
 from truedepth.models.rewire import applied_plan, apply, restore
 from truedepth.plan import DepthPlan
-from truedepth.progress import Progress, silent
-from truedepth.results import SpeedRecord
+from truedepth.records.progress import Progress, silent
+from truedepth.records.schema import Record
+
+
+class SpeedRecord(Record):
+    """Medians of interleaved runs, batch 1."""
+
+    decode_tokens_per_second: float
+    prefill_tokens_per_second: float
+    time_to_first_token_seconds: float
+    bytes_per_token: int = Field(description="weights and cache read to decode one token")
+    bandwidth_share: float = Field(description="achieved bytes per second / measured memory bandwidth, 0 to 1")
+
 
 MINIMUM_REPEATS = 3
 """Fewer runs than this have no spread worth the name."""

@@ -15,7 +15,7 @@ class StepCosts(BaseModel):
 
     A plain step is a pass over one token. A round that drafts d tokens runs the draft's stages and head d times, the
     prefix that draft and target share once more for the last drafted token, and then the target's other stages and
-    its head once, over d + 1 tokens (see `truedepth.decoding.drafts.Draft`).
+    its head once, over d + 1 tokens (see `truedepth.engine.drafts.drafts.Draft`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

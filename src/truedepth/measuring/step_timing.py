@@ -11,16 +11,16 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from truedepth.decoding.caches import KVCache
-from truedepth.decoding.engine import Engine
-from truedepth.decoding.heads import OwnHead
-from truedepth.decoding.sampling import most_likely
-from truedepth.decoding.trunk import Trunk
-from truedepth.decoding.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.heads.draft_head import OwnHead
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.engine import Engine
+from truedepth.engine.runner.caches import KVCache
+from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.sampling.logits_sampler import most_likely
 from truedepth.measuring.speed import now
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan import FORMS, DepthPlan, Form, Stage
-from truedepth.progress import Progress, silent
+from truedepth.records.progress import Progress, silent
 
 TOKENS = (1, 2, 3, 5, 9, 17)
 """Passes over so many tokens are timed; others lie between them."""

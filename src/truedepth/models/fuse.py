@@ -141,7 +141,7 @@ def fused_layers(read: Read, config: PreTrainedConfig, family: Family, plan: Dep
 
 def layer_tensor_names(config: PreTrainedConfig, family: Family) -> list[list[str]]:
     """The names of each layer's parameters, as inside of a decoder layer."""
-    from truedepth.models.load import blank_model
+    from truedepth.models.loading.load import blank_model
 
     return [[name for name, _ in layer.named_parameters()] for layer in family.decoder_layers(blank_model(config))]
 

@@ -21,7 +21,7 @@ def streamed_model(config: PreTrainedConfig, read: Read) -> PreTrainedModel:
     Args:
         read: gives a parameter by its name in the model; tied ones by their first name.
     """
-    from truedepth.models.load import blank_model
+    from truedepth.models.loading.load import blank_model
 
     model: PreTrainedModel = blank_model(config)
     model.eval()

@@ -86,7 +86,7 @@ def joined(device: str) -> Iterator[GroupRanks]:
 
 
 def _device(name: str) -> Any:
-    from truedepth.models.placement import resolve_device
+    from truedepth.models.loading.placement import resolve_device
 
     device = resolve_device(name)
     if device.type == "mps":

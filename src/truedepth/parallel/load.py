@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.export.source import Source, open_source
 from truedepth.families import family_of
-from truedepth.models.checkpoint import WIDE_PREFIX
-from truedepth.models.load import LoadedModel, blank_model, finish_loading
-from truedepth.models.memory import require_memory
-from truedepth.models.placement import resolve_dtype
-from truedepth.models.quiet import quiet_transformers
+from truedepth.models.loading.checkpoint import WIDE_PREFIX
+from truedepth.models.loading.load import LoadedModel, blank_model, finish_loading
+from truedepth.models.loading.memory import require_memory
+from truedepth.models.loading.placement import resolve_dtype
+from truedepth.models.loading.quiet import quiet_transformers
+from truedepth.models.loading.source import Source, open_source
 from truedepth.models.rewire import apply
 from truedepth.models.streamed import make_buffers
 from truedepth.parallel.partition import pieces_of, require_divisible

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from truedepth.errors import RankError
-from truedepth.models.wording import one_line
+from truedepth.records.messages import one_line
 
 
 @dataclass

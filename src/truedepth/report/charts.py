@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from truedepth.plan import DepthPlan
-from truedepth.report import wording
+from truedepth.report import format as wording
 from truedepth.report.comparison import Row, comparison
-from truedepth.report.picture import ROLE_WORDS, Role, roles
+from truedepth.report.layout import ROLE_WORDS, Role, roles
 
 if TYPE_CHECKING:
-    from truedepth.results import FrontierPoint, Results
+    from truedepth.search.results import FrontierPoint, Results
 
 FOUND = "#0f8a7e"
 PEER = "#7d8891"

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truedepth.files import write_atomic
-from truedepth.plan_file import PLAN_FILE
-from truedepth.report import wording
+from truedepth.plan.plan_file import PLAN_FILE
+from truedepth.records.files import write_atomic
+from truedepth.report import format as wording
 from truedepth.report.charts import ROLE_COLOURS, frontier_chart, influence_chart, influence_is_log
 from truedepth.report.comparison import comparison
+from truedepth.report.layout import ROLE_WORDS, slots
 from truedepth.report.page import Part, chart_data, cost_parts, readable_date, render_page
-from truedepth.report.picture import ROLE_WORDS, slots
 
 if TYPE_CHECKING:
-    from truedepth.results import CostRecord, Results, SpeedRecord
+    from truedepth.measuring.costs import CostRecord
+    from truedepth.measuring.speed import SpeedRecord
+    from truedepth.search.results import Results
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from truedepth.report import wording
+from truedepth.report import format as wording
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

@@ -12,13 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from truedepth.plan import DepthPlan
-from truedepth.report import wording
+from truedepth.report import format as wording
 from truedepth.report.comparison import Row, comparison
-from truedepth.report.picture import ROLE_WORDS, Role, Slot, slots
+from truedepth.report.layout import ROLE_WORDS, Role, Slot, slots
 
 if TYPE_CHECKING:
-    from truedepth.decoding.result import GenerationResult
-    from truedepth.results import Results
+    from truedepth.engine.sampling.result import GenerationResult
+    from truedepth.search.results import Results
 
 _STYLES: dict[Role, str] = {
     "alone": "bold",

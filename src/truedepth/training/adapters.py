@@ -13,7 +13,7 @@ from torch import nn
 
 from truedepth.errors import UnsupportedModelError, UsageError
 from truedepth.families import family_of
-from truedepth.models.quiet import quiet_transformers
+from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.training.recipe import Settings
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from truedepth.errors import UsageError
-from truedepth.models.placement import resolve_device
+from truedepth.models.loading.placement import resolve_device
 from truedepth.training.recipe import TrainingRecipe
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}

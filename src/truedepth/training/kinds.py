@@ -22,15 +22,15 @@ class Entry:
 
 KINDS: dict[str, Entry] = {
     "layerskip": Entry(
-        "truedepth.training.layerskip_recipe",
+        "truedepth.training.layerskip.recipe",
         "Train a model so that its early exits can draft, and its layers can be left out.",
     ),
     "recover": Entry(
-        "truedepth.training.recovery_recipe",
+        "truedepth.training.recovery.recipe",
         "Train a model under a plan, until it works well with layers skipped, paired or merged.",
     ),
     "exit-head": Entry(
-        "truedepth.training.exit_head",
+        "truedepth.training.heads.recipe",
         "Train a small head with which a model drafts for itself; the model stays as it is.",
     ),
 }

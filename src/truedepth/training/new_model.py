@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import family_of
-from truedepth.models.load import LoadedModel, load
-from truedepth.models.wording import one_line
-from truedepth.training.data import Conversation, DataSource, Document, read_items
+from truedepth.models.loading.load import LoadedModel, load
+from truedepth.records.messages import one_line
+from truedepth.training.data.sources import Conversation, DataSource, Document, read_items
 from truedepth.training.recipe import ModelSource, Scratch
 
 PAD, END = "<pad>", "</s>"

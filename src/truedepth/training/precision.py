@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from truedepth.measuring.rates import product_seconds
+from truedepth.hardware.rates import product_seconds
 
 _SIZE, _SECONDS = 512, 0.05
 _TOO_SLOW = 1.25

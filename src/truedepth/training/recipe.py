@@ -9,9 +9,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from truedepth.errors import UsageError
-from truedepth.files import write_atomic
-from truedepth.training.data import DataSource
-from truedepth.yaml_files import read_yaml
+from truedepth.records.files import write_atomic
+from truedepth.records.yaml_files import read_yaml
+from truedepth.training.data.sources import DataSource
 
 
 class Settings(BaseModel):

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from truedepth.results import MachineRecord, ModelRecord, read_record
-from truedepth.training.figures import Figures
+from truedepth.measuring.machine import MachineRecord
+from truedepth.models.record import ModelRecord
+from truedepth.records.schema import Record, ResultsFile
+from truedepth.training.trainer.figures import Figures
 
 if TYPE_CHECKING:
-    from truedepth.training.tokens import Tokens
+    from truedepth.training.data.rows import Tokens
 
 SCHEMA_VERSION = 1
 TRAINING_FILE = "training-results.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
-
-
-class RowsRecord(_Record):
+class RowsRecord(Record):
     """A text as it was trained on, or judged by."""
 
     sources: list[str] = Field(description="files and datasets")
@@ -41,8 +38,8 @@ class RowsRecord(_Record):
         )
 
 
-class FiguresRecord(_Record):
-    """See `truedepth.training.figures.Figures`."""
+class FiguresRecord(Record):
+    """See `truedepth.training.trainer.figures.Figures`."""
 
     step: int
     epoch: float
@@ -54,7 +51,7 @@ class FiguresRecord(_Record):
         return cls(step=figures.step, epoch=figures.epoch, seconds=figures.seconds, values=dict(figures.values))
 
 
-class ProductRecord(_Record):
+class ProductRecord(Record):
     """What was made."""
 
     description: str = Field(description="in a few words, such as 'the trained model'")
@@ -63,7 +60,10 @@ class ProductRecord(_Record):
     commands: list[tuple[str, str]] = Field(description="what can be done with it, and the command line that does it")
 
 
-class TrainingResults(_Record):
+class TrainingResults(ResultsFile):
+    described_as: ClassVar[str] = f"a {TRAINING_FILE} of schema {SCHEMA_VERSION}"
+    written_by: ClassVar[str] = "truedepth train"
+
     schema_version: int = SCHEMA_VERSION
     truedepth_version: str
     created: str = Field(description="ISO 8601, UTC")
@@ -80,19 +80,6 @@ class TrainingResults(_Record):
     history: list[FiguresRecord] = Field(description="all that was logged, as in `training.jsonl`")
     product: ProductRecord
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, as in the file."""
-        return self.model_dump(mode="json")
-
     def series(self, name: str) -> list[tuple[int, float]]:
         """Steps and values of a figure."""
         return [(figures.step, figures.values[name]) for figures in self.history if name in figures.values]
-
-    @classmethod
-    def load(cls, path: Path) -> TrainingResults:
-        """Read a `training-results.json`.
-
-        Raises:
-            TruedepthError: the file is missing, is not JSON, or has another schema.
-        """
-        return read_record(path, cls, f"a {TRAINING_FILE} of schema {SCHEMA_VERSION}", "truedepth train")

@@ -1,4 +1,4 @@
-"""Running a recipe: model, text and trainer are made, the model is trained, and results and report are written."""
+"""Running a recipe: model, text and trainer are made, the model is trained, and results are written."""
 
 from __future__ import annotations
 
@@ -12,29 +12,27 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from truedepth import __version__
 from truedepth.errors import OutputError
-from truedepth.files import prepare_output, write_atomic
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
-from truedepth.models.load import LoadedModel
-from truedepth.models.quiet import quiet_transformers
-from truedepth.progress import Progress, silent
-from truedepth.report import REPORT_FILE
-from truedepth.report.training.page import write_training_report
-from truedepth.results import ModelRecord
+from truedepth.models.loading.load import LoadedModel
+from truedepth.models.loading.quiet import quiet_transformers
+from truedepth.models.record import ModelRecord
+from truedepth.records.files import prepare_output, write_atomic
+from truedepth.records.progress import Progress, silent
+from truedepth.records.version import VERSION
 from truedepth.training.arguments import training_arguments
-from truedepth.training.checkpoints import last_checkpoint, named_failures, step_of
-from truedepth.training.data import DataSource
-from truedepth.training.figures import FIGURES_FILE, read_figures
+from truedepth.training.data.rows import Tokens
+from truedepth.training.data.sources import DataSource
+from truedepth.training.data.tokenized import tokenize
 from truedepth.training.new_model import load_or_make
-from truedepth.training.pace import Snapshot
 from truedepth.training.precision import warn_of_slow_precision
 from truedepth.training.recipe import Data, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
-from truedepth.training.tokenized import tokenize
-from truedepth.training.tokens import Tokens
-from truedepth.training.trainer import DepthTrainer
+from truedepth.training.trainer.checkpoints import last_checkpoint, named_failures, step_of
+from truedepth.training.trainer.figures import FIGURES_FILE, read_figures
+from truedepth.training.trainer.pace import Snapshot
+from truedepth.training.trainer.trainer import DepthTrainer
 
 RecipeT = TypeVar("RecipeT", bound=TrainingRecipe)
 
@@ -96,7 +94,7 @@ def train(
     progress: Progress = silent,
     on_snapshot: Callable[[Snapshot], None] = lambda snapshot: None,
 ) -> TrainingResults | None:
-    """Train by a recipe; write its product, `training-results.json`, `report.html`, `recipe.yaml`, `training.jsonl`.
+    """Train by a recipe; write its product, `training-results.json`, `recipe.yaml` and `training.jsonl`.
 
     Args:
         folder: created if it is missing; it must be empty unless `resume`.
@@ -133,7 +131,6 @@ def train(
     if not is_first:
         return None
     results = _results(training, trainer, model_record, trained_parameters, product)
-    write_training_report(results, folder / REPORT_FILE)
     write_atomic(folder / TRAINING_FILE, results.model_dump_json(indent=2) + "\n")
     return results
 
@@ -249,7 +246,7 @@ def _results(
     history = read_figures(training.folder / FIGURES_FILE)
     device = torch.device(trainer.args.device)
     return TrainingResults(
-        truedepth_version=__version__,
+        truedepth_version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=history[-1].seconds if history else 0.0,
         kind=training.recipe.kind,

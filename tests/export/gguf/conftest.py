@@ -70,8 +70,8 @@ def export(tmp_path: Path) -> Callable[..., Any]:
     def run(
         source: Any, plan: str | None = None, type: str = "f32", name: str = "out.gguf", layers: int = 6, **given: Any
     ) -> Any:
-        from truedepth.export.gguf import export_gguf
-        from truedepth.plan_text import read_plan
+        from truedepth.export.gguf.export import export_gguf
+        from truedepth.methods.plan_text import read_plan
 
         return export_gguf(str(source), read_plan(plan, layers, **given), tmp_path / name, type=type)
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import truedepth
-from truedepth.models.embedded import DEFAULT, embedded_model
-from truedepth.plan_text import read_plan
+from truedepth.methods.plan_text import read_plan
+from truedepth.models.loading.embedded import DEFAULT, embedded_model
 
 Make = Callable[..., Any]
 
@@ -125,7 +125,7 @@ def test_tiny_models_have_the_same_probabilities(saved: Make, export: Make, toke
 @pytest.mark.slow
 @pytest.mark.skipif(not embedded_model(DEFAULT).installed, reason=f"{DEFAULT} is not installed")  # type: ignore[union-attr]
 def test_smollm2_writes_the_same_tokens(tmp_path: Path) -> None:
-    from truedepth.export.gguf import export_gguf
+    from truedepth.export.gguf.export import export_gguf
 
     loaded = truedepth.load(DEFAULT)
     plans = ["0-19 (20|21) (22|23) 25-29", "exit:8"]

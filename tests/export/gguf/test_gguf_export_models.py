@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import truedepth
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan
 
 Make = Callable[..., Any]
@@ -248,7 +248,7 @@ def test_a_checkpoint_in_shards_makes_the_same_file(saved: Make, export: Make, t
 
 
 def test_a_wide_checkpoint_makes_the_file_that_its_plan_makes(saved: Make, export: Make, tmp_path: Path) -> None:
-    from truedepth.export.hf import export_hf
+    from truedepth.export.hf.export import export_hf
     from truedepth.models.gguf.file import read_gguf
 
     folder, plan = saved("llama"), "0 1 (2|3) 4 5"

@@ -141,7 +141,7 @@ def test_weights_that_do_not_fit_the_configuration(saved: Make, export: Make, ti
 def test_an_interrupted_export_leaves_what_was_there(
     error: BaseException, saved: Make, export: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from truedepth.export import gguf as module
+    from truedepth.export.gguf import export as module
 
     folder = saved("llama")
     before = export(folder, "exit:2").path.read_bytes()

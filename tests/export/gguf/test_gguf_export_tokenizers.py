@@ -144,7 +144,7 @@ def test_a_gguf_files_own_fields_are_carried_over(
     """With their types, half characters and keys that truedepth does not know."""
     import gguf
 
-    from truedepth.export import gguf as module
+    from truedepth.export.gguf import export as module
 
     original = module.write_tokenizer
 

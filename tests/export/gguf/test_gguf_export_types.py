@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from truedepth.errors import UsageError
-from truedepth.export.gguf_types import TYPES, encode, require_type, stored_as
+from truedepth.export.gguf.types import TYPES, encode, require_type, stored_as
 
 Make = Callable[..., Any]
 
@@ -34,7 +34,7 @@ def test_every_type_reads_back_close_to_what_was_written(name: str) -> None:
 def test_large_tensors_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
-    from truedepth.export import gguf_types
+    from truedepth.export.gguf import types as gguf_types
 
     weights = torch.randn(33, 32, dtype=torch.bfloat16)
     stored = stored_as("q8_0", (33, 32), head=False)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from truedepth.errors import ModelLoadError, TruedepthError, UnsupportedModelError
 from truedepth.models.gguf.architectures import config_of
 from truedepth.models.gguf.file import read_gguf
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
-from truedepth.models.load import load
+from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
 from truedepth.models.gguf.rotary import FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, rope_parameters
-from truedepth.models.wording import one_line
+from truedepth.records.messages import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

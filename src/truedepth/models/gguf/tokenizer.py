@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from truedepth.errors import ModelLoadError
 from truedepth.models.gguf.splits import DIGITS_ALONE, WHOLE_WORDS_FIRST
-from truedepth.models.wording import one_line
+from truedepth.records.messages import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

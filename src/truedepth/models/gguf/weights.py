@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from truedepth.errors import ModelLoadError, UnsupportedModelError
 from truedepth.models.gguf.architectures import Architecture, architecture_of
 from truedepth.models.gguf.rotary import ROTARY_TENSORS
-from truedepth.models.wording import listed
+from truedepth.records.messages import listed
 
 if TYPE_CHECKING:
     import torch

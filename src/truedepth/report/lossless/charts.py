@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, chart_layout, hover_text
-from truedepth.report.lossless import words
-from truedepth.report.wording import number, percent, times
+from truedepth.report.format import number, percent, times
+from truedepth.report.lossless import labels as words
 
 if TYPE_CHECKING:
-    from truedepth.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
+    from truedepth.search.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
 
 _LENGTHS = {1: "dot", 4: "dash", 8: "longdash"}
 """Lengths that have a line, and how it is drawn."""

@@ -6,15 +6,15 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truedepth.files import write_atomic
-from truedepth.report.lossless import words
+from truedepth.records.files import write_atomic
+from truedepth.report.format import times
+from truedepth.report.lossless import labels as words
 from truedepth.report.lossless.charts import agreement_chart, speed_chart
 from truedepth.report.page import Part, chart_data, cost_parts, readable_date, render_page
-from truedepth.report.wording import times
 
 if TYPE_CHECKING:
-    from truedepth.lossless_results import LosslessResults
     from truedepth.measuring.step_costs import StepCosts
+    from truedepth.search.lossless_results import LosslessResults
 
 
 def write_lossless_report(results: LosslessResults, path: Path) -> None:

@@ -8,11 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from truedepth.report.lossless import words
-from truedepth.report.wording import number, times
+from truedepth.report.format import number, times
+from truedepth.report.lossless import labels as words
 
 if TYPE_CHECKING:
-    from truedepth.lossless_results import LosslessResults
+    from truedepth.search.lossless_results import LosslessResults
 
 _SHOWN = 8
 """Plans in the table; the report has all."""

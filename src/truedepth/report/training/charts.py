@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import plotly.graph_objects as go
 
 from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, chart_layout, hover_text
-from truedepth.report.training import words
-from truedepth.report.wording import number, percent
-from truedepth.training.figures import ExitFigure, exit_name, place_name
+from truedepth.report.format import number, percent
+from truedepth.report.training import labels as words
+from truedepth.training.trainer.figures import ExitFigure, exit_name, place_name
 
 if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults

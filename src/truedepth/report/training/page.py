@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from truedepth.files import write_atomic
+from truedepth.records.files import write_atomic
 from truedepth.report.page import chart_data, readable_date, render_page
-from truedepth.report.training import words
+from truedepth.report.training import labels as words
 from truedepth.report.training.charts import agreement_chart, has_agreement, loss_chart
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from truedepth.report.training import words
-from truedepth.report.wording import number, percent
+from truedepth.report.format import number, percent
+from truedepth.report.training import labels as words
 
 if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults

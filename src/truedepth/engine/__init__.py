@@ -1,0 +1,1 @@
+"""The engine: a model made ready for decoding, plainly or by drafting and verifying."""

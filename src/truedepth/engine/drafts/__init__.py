@@ -1,0 +1,1 @@
+"""What proposes tokens, and the policy that decides how many."""

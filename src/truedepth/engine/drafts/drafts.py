@@ -1,0 +1,128 @@
+"""Drafts held against the target: a plan, of which the two share a part, or a head that reads the target's states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from truedepth.engine.drafts.heads.draft_head import DraftHead, head_for
+from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.runner.model_runner import Trunk
+from truedepth.errors import PlanError
+from truedepth.plan import DepthPlan, Form, Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """How tokens are drafted by a plan, and verified.
+
+    The *shared prefix* runs once a token: its hidden states and cache entries serve drafting and verification alike
+    (LayerSkip, arXiv 2404.16710, section 4.3). Of the layers that both run later, the draft reads the target's
+    entries of the tokens verified, and writes those of its own tokens where verification overwrites them.
+
+    Attributes:
+        plan: the draft plan.
+        shared: the leading stages that draft and target have in common.
+        alone: the stages that the draft runs after them, the head's own layers included.
+        rest: the stages that verification runs after them.
+        kept: layers of which the draft keeps entries of its own, because the target has none.
+        head: makes the draft's logits.
+    """
+
+    plan: DepthPlan
+    shared: tuple[Stage, ...]
+    alone: tuple[Stage, ...]
+    rest: tuple[Stage, ...]
+    kept: frozenset[int]
+    head: DraftHead
+
+    @property
+    def form(self) -> Form:
+        return self.plan.form
+
+    @classmethod
+    def of(
+        cls,
+        plan: DepthPlan,
+        target: DepthPlan,
+        trunk: Trunk,
+        *,
+        head: DraftHead | None = None,
+        vocabulary: DraftVocabulary | None = None,
+        share: bool = True,
+    ) -> Draft:
+        """Prepare a draft for a target.
+
+        Args:
+            head: a trained exit head; None: the model's own norm and head.
+            vocabulary: the tokens that the model's own head may draft; None: all. A trained head has its own.
+            share: False keeps all of the draft's states apart from the target's, to see what sharing is worth.
+
+        Raises:
+            PlanError: the draft is for another number of layers, or merges layers.
+            DraftError: the head or the vocabulary does not fit the model or the plan.
+            UsageError: both a head and a vocabulary are given.
+        """
+        if plan.num_layers != target.num_layers:
+            raise PlanError(
+                f"the draft '{plan}' is for {plan.num_layers} layers, but the model has {target.num_layers}; "
+                "draft with a plan for this model"
+            )
+        if any(stage.merged and stage not in target.stages for stage in plan.stages):
+            raise PlanError(
+                f"the draft '{plan}' merges layers, whose mean would replace the target's own weights; "
+                "draft with a plan that skips layers or runs them side by side"
+            )
+        head = head_for(plan, trunk, head, vocabulary)
+        head_stages = trunk.adopt(head.layers)
+        common = _common_prefix(plan, target) if share else 0
+        alone = plan.stages[common:] + head_stages
+        targets = _with_entries(target.stages) if share else frozenset()
+        kept = _with_entries(alone) - targets
+        return cls(plan, plan.stages[:common], alone, target.stages[common:], kept, head)
+
+
+@dataclass(frozen=True, eq=False)
+class StatesDraft:
+    """How tokens are drafted by a head that reads the target's states of the tokens verified.
+
+    Drafting runs nothing of the target, and verification runs all of it.
+
+    Attributes:
+        head: the states head.
+        stages: its decoder layers, on entries of the draft's own.
+    """
+
+    head: StatesHead
+    stages: tuple[Stage, ...]
+
+    @classmethod
+    def of(cls, head: StatesHead, target: DepthPlan, trunk: Trunk) -> StatesDraft:
+        """Prepare a draft for a target.
+
+        Raises:
+            DraftError: the head does not fit the model or the target.
+        """
+        head.prepare(trunk)
+        head.require_target(target)
+        return cls(head, trunk.adopt(head.layers))
+
+
+AnyDraft = Draft | StatesDraft
+"""What can propose tokens."""
+
+
+def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:
+    """The layers that have cache entries: a merged stage is one layer, the first of its own."""
+    return frozenset(layer for stage in stages for layer in (stage.layers[:1] if stage.merged else stage.layers))
+
+
+def _common_prefix(one: DepthPlan, other: DepthPlan) -> int:
+    """How many leading stages compute the same."""
+    count = 0
+    for own, others in zip(one.stages, other.stages, strict=False):
+        if own != others or (own.is_group and one.form != other.form):
+            break
+        count += 1
+    return count

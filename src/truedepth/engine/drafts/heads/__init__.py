@@ -1,0 +1,1 @@
+"""What turns hidden states into proposals: the target's own head, trained heads, and their files."""

@@ -1,0 +1,264 @@
+"""The engine: a model made ready for decoding, and sequences written with it, with or without a draft."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Sequence as Many
+from typing import Any, Self
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from truedepth.engine.cpu.layouts import can_lay_out
+from truedepth.engine.cpu.packing import Packing
+from truedepth.engine.drafts.adaptive import Adaptive
+from truedepth.engine.drafts.drafts import AnyDraft, Draft, StatesDraft
+from truedepth.engine.drafts.heads.draft_head import DraftHead, load_head, refuse_both
+from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.exit_head import ExitHead
+from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT, packaged_head
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, end_ids_of
+from truedepth.engine.drafts.policy import Never, Pacer
+from truedepth.engine.loop.decoder import Decoder, Observer, Update
+from truedepth.engine.runner.capture import record_cuda_graph
+from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.sampling.batch_sampler import Choice
+from truedepth.engine.sampling.detokenizer import TextWriter
+from truedepth.engine.sampling.logits_sampler import Chooser
+from truedepth.engine.sampling.request import Request
+from truedepth.engine.sampling.result import GenerationResult
+from truedepth.engine.sampling.sequences import Sequence
+from truedepth.errors import PlanError, UsageError
+from truedepth.families import family_of
+from truedepth.models.rewire import applied_plan, causal_lm
+from truedepth.parallel.split import is_split
+from truedepth.plan import DepthPlan
+
+
+class Engine:
+    """A model made ready for decoding. Use it in a `with` statement, or `close` it.
+
+    While an engine is open, the weights of a CPU model are packed (see `truedepth.engine.cpu.packing`): the model can
+    run, but not be saved, trained or given another plan. One thread at a time may use it.
+
+    Args:
+        model: a causal language model of a supported family, bare or wrapped by PEFT.
+        tokenizer: for text and stop strings; None: token ids only.
+        target: the plan whose tokens, or distribution, results have; None: the plan that the model runs.
+
+    Raises:
+        UnsupportedModelError: the family is unknown, or cannot run the target.
+        PlanError: the target is for another number of layers, or merges layers that the model does not.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        target: DepthPlan | None = None,
+    ) -> None:
+        core: PreTrainedModel = causal_lm(model)
+        family = family_of(core.config)
+        num_layers = len(family.decoder_layers(core))
+        running = applied_plan(model)
+        self.target = target or running or DepthPlan.full(num_layers)
+        _check_target(self.target, num_layers, running)
+        if self.target.groups:
+            family.require(self.target.form)
+        self.model, self.tokenizer = core, tokenizer
+        embedding: Any = core.get_submodule(family.embedding)
+        packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
+        packing = Packing(core, family) if packs else None
+        self.trunk = Trunk(core, packing)
+        self._release = _release_when_dropped(self, packing)
+        self._drafts: dict[Hashable, AnyDraft] = {}
+        self._pacers: dict[tuple[AnyDraft, ...], Pacer] = {}
+
+    def draft(
+        self,
+        plan: DepthPlan,
+        *,
+        head: DraftHead | None = None,
+        vocabulary: DraftVocabulary | None = None,
+        share: bool = True,
+    ) -> Draft:
+        """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
+        if plan.groups:
+            self.trunk.family.require(plan.form)
+        key = (plan, head, vocabulary, share)
+        found = self._drafts.get(key)
+        if not isinstance(found, Draft):
+            found = Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+            self._drafts[key] = found
+        return found
+
+    def draft_of(self, head: ExitHead | StatesHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
+        """Prepare the draft of a trained head, once: an exit head's plan, or a states head by itself.
+
+        Raises:
+            DraftError: the head does not fit the model or the target.
+            UsageError: there is a draft vocabulary besides.
+        """
+        refuse_both(vocabulary)
+        if isinstance(head, ExitHead):
+            return self.draft(head.exit, head=head)
+        if head not in self._drafts:
+            self._drafts[head] = StatesDraft.of(head, self.target, self.trunk)
+        return self._drafts[head]
+
+    def default_draft(self, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
+        """Prepare the draft of the head that comes with the model, once.
+
+        Raises:
+            UsageError: no head comes with it, or there is a draft vocabulary besides.
+            DraftError: the model is not the one of that name.
+        """
+        refuse_both(vocabulary)
+        if DEFAULT_DRAFT not in self._drafts:
+            head = load_head(packaged_head(str(self.model.name_or_path)), self.model)
+            self._drafts[DEFAULT_DRAFT] = self.draft_of(head)
+        return self._drafts[DEFAULT_DRAFT]
+
+    def generate(
+        self,
+        requests: Many[Request],
+        *,
+        drafts: Many[AnyDraft] = (),
+        pacer: Pacer | None = None,
+        choosers: Many[Chooser] | None = None,
+        observers: Many[Observer] = (),
+    ) -> list[GenerationResult]:
+        """Write all of `requests` as one batch.
+
+        Args:
+            drafts: what to speculate with; none: plain decoding.
+            pacer: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
+            choosers: one for each request, in place of what its sampling says.
+            observers: who is shown the target's hidden states.
+
+        Returns:
+            A result for each request, in their order.
+
+        Raises:
+            UsageError: no request, or one that does not fit the model's context.
+            DecodingError: logits that are not numbers.
+        """
+        sequences = self.sequences(requests)
+        for _ in self.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers, observers=observers):
+            pass
+        return [sequence.result() for sequence in sequences]
+
+    def steps(
+        self,
+        sequences: Many[Sequence],
+        *,
+        drafts: Many[AnyDraft] = (),
+        pacer: Pacer | None = None,
+        choosers: Many[Chooser] | None = None,
+        observers: Many[Observer] = (),
+    ) -> Iterator[list[Update]]:
+        """The same step by step; closing the iterator frees the caches."""
+        choosers = choosers or [Chooser.of(sequence.request.sampling) for sequence in sequences]
+        if pacer is None or not drafts:
+            pacer = self._pacer(tuple(drafts))
+        choice = Choice(choosers, self.trunk.vocabulary_size)
+        captured = self.trunk.device.type == "cuda" and not is_split(self.model)  # a replay would not be counted
+        record = record_cuda_graph if captured else None
+        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record, observers).steps()
+
+    def _pacer(self, drafts: tuple[AnyDraft, ...]) -> Pacer:
+        """One for each choice of drafts, which goes on learning from call to call."""
+        if drafts not in self._pacers:
+            self._pacers[drafts] = Adaptive(len(drafts)) if drafts else Never()
+        return self._pacers[drafts]
+
+    def sequences(self, requests: Many[Request]) -> list[Sequence]:
+        """Sequences for `steps`, one for each request.
+
+        Raises:
+            UsageError: see `generate`.
+        """
+        if not requests:
+            raise UsageError("there is nothing to generate; give at least one request")
+        return [self._sequence(index, request) for index, request in enumerate(requests)]
+
+    def _sequence(self, index: int, request: Request) -> Sequence:
+        check_context(self.model.config, len(request.prompt_ids), request.max_new_tokens)
+        _check_tokens(request.prompt_ids, self.trunk.vocabulary_size)
+        ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
+        if request.stop and self.tokenizer is None:
+            raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
+        writer = None if self.tokenizer is None else TextWriter(self.tokenizer, request.stop)
+        return Sequence(index, request, ends, writer)
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """The tokens that end a text, by the model's generation configuration."""
+        return end_ids_of(self.model)
+
+    def close(self) -> None:
+        """Put the model's weights back, bit for bit. The engine cannot be used afterwards."""
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _release_when_dropped(engine: Engine, packing: Packing | None) -> Callable[[], object]:
+    """What puts a model's weights back, once; nobody referring to the engine any more does so too."""
+    if packing is None:
+        return lambda: None
+    release = weakref.finalize(engine, packing.unpack)
+    release.atexit = False
+    return release
+
+
+def check_context(config: Any, read: int, max_new_tokens: int) -> None:
+    """Refuse what does not fit the model's context.
+
+    Raises:
+        UsageError: with how many tokens would fit.
+    """
+    text = config.get_text_config()
+    context = getattr(text, "max_position_embeddings", None)
+    if context is None:
+        return
+    rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    if rotary.get("rope_type") == "longrope":
+        # Beyond that length its frequencies follow the longest sequence of a pass, which batches and parts of prompts
+        # would make wrong.
+        context = min(context, rotary.get("original_max_position_embeddings") or context)
+    if read + max_new_tokens <= context:
+        return
+    if read >= context:
+        raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}; shorten it")
+    raise UsageError(
+        f"a prompt of {read} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
+        f"ask for at most {context - read} new tokens"
+    )
+
+
+def _check_tokens(ids: Many[int], vocabulary_size: int) -> None:
+    unknown = next((token for token in ids if not 0 <= token < vocabulary_size), None)
+    if unknown is not None:
+        raise UsageError(
+            f"the prompt has token {unknown}, but the model knows tokens 0 to {vocabulary_size - 1}; "
+            "use the model's own tokenizer"
+        )
+
+
+def _check_target(target: DepthPlan, num_layers: int, running: DepthPlan | None) -> None:
+    if target.num_layers != num_layers:
+        raise PlanError(
+            f"the plan '{target}' is for {target.num_layers} layers, but the model has {num_layers}; "
+            "make a plan for this model"
+        )
+    merged = {stage for stage in target.stages if stage.merged}
+    if merged != {stage for stage in (running.stages if running else ()) if stage.merged}:
+        raise PlanError(
+            f"the plan '{target}' merges other layers than the model now does; run truedepth.apply(model, plan) first"
+        )

@@ -1,0 +1,246 @@
+"""Text from prompts, whole or a piece at a time, with or without a draft.
+
+This is the level of text and plans as a user writes them; `truedepth.engine.engine` below works with token ids.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any, Self, TypedDict, Unpack, cast, overload
+
+from transformers import PreTrainedTokenizerBase
+
+from truedepth.engine.drafts.heads.draft_head import DraftHead
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.detokenizer import TextWriter
+from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.request import Request
+from truedepth.engine.sampling.result import GenerationResult
+from truedepth.engine.sampling.sequences import Sequence
+from truedepth.engine.speculation import DraftLike, Speculation
+from truedepth.errors import UsageError
+from truedepth.models.loading.load import LoadedModel
+
+Source = LoadedModel | Engine
+"""What text is made with. For a loaded model an engine is opened, and closed at the end."""
+
+
+class Options(TypedDict, total=False):
+    """What `generate` and `stream` take besides prompts. See `generate`."""
+
+    draft: DraftLike | Many[DraftLike] | None
+    draft_length: int | None
+    max_new_tokens: int
+    sampling: Sampling | None
+    raw: bool
+    stop: str | Many[str]
+    logprobs: bool
+    head: DraftHead | None
+    vocabulary: DraftVocabulary | None
+
+
+@overload
+def generate(source: Source, prompts: str, **options: Unpack[Options]) -> GenerationResult: ...
+@overload
+def generate(
+    source: Source, prompts: list[str] | tuple[str, ...], **options: Unpack[Options]
+) -> list[GenerationResult]: ...
+def generate(
+    source: Source, prompts: str | list[str] | tuple[str, ...], **options: Unpack[Options]
+) -> GenerationResult | list[GenerationResult]:
+    """Answer prompts where the tokenizer has a chat template, else continue them.
+
+    Args:
+        prompts: one, or several, which are decoded as one batch.
+        draft: speculate with this plan: `exit:8`, a `DepthPlan`, ...; several to choose from at each step. Text is
+            drafted with it and verified with the plan that the model runs, whose text, or distribution, results.
+        draft_length: draft so many tokens each time, 1 to 32; None (the default): what pays, by what is seen.
+        max_new_tokens: stop after so many; 256 by default.
+        sampling: how tokens are chosen; greedy by default.
+        raw: continue the prompt even if there is a chat template.
+        stop: a string before which the text ends, or several.
+        logprobs: keep each token's log probability.
+        head: a trained exit head for the draft; None: the model's own norm and head.
+        vocabulary: the tokens that may be drafted; None: all.
+
+    Returns:
+        A result, or a list of them for a list of prompts.
+
+    Raises:
+        UsageError: a prompt that is empty or does not fit the model's context, or an option that is out of range.
+        PlanError, MethodError: a draft that cannot be read or does not fit the model.
+        DraftError: a head or a vocabulary that does not fit.
+        DecodingError: logits that are not numbers.
+    """
+    asked = _Asked(**options)
+    requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
+    with _open(source) as engine:
+        drafts, pacer = asked.prepare(engine)
+        results = engine.generate(requests, drafts=drafts, pacer=pacer)
+    return results[0] if isinstance(prompts, str) else results
+
+
+def stream(source: Source, prompt: str, **options: Unpack[Options]) -> Stream:
+    """The same for one prompt, a piece at a time.
+
+        with truedepth.stream(loaded, "Why is the sky blue?", draft="exit:8") as stream:
+            for piece in stream:
+                print(piece.text, end="", flush=True)
+        print(stream.result.tokens_per_second)
+
+    Raises:
+        UsageError, PlanError, MethodError, DraftError: see `generate`; raised here, not by the first piece.
+        DecodingError: while pieces come.
+    """
+    asked = _Asked(**options)
+    (request,) = asked.requests(_tokenizer_of(source), [prompt])
+    engine = source if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+    try:
+        drafts, pacer = asked.prepare(engine)
+        (sequence,) = engine.sequences([request])
+        steps = engine.steps([sequence], drafts=drafts, pacer=pacer)
+    except BaseException:
+        if engine is not source:
+            engine.close()
+        raise
+    return Stream(sequence, steps, None if engine is source else engine)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of a text that is being written: tokens that a step added, of one origin.
+
+    Attributes:
+        text: what became final with them. It may be empty: the beginning of a character or of a stop string is held
+            back. All pieces together are the text of the result.
+        token_ids: the tokens.
+        from_draft: whether the draft proposed them.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    from_draft: bool
+
+
+class Stream(Iterator[Piece]):
+    """Text while it is written: iterate over its pieces.
+
+    Its memory is freed, and an engine that was opened for it closed, at the last piece, by `close`, at the end of a
+    `with` statement, or when nobody refers to it any more.
+    """
+
+    def __init__(self, sequence: Sequence, steps: Iterator[Any], engine: Engine | None) -> None:
+        self._sequence, self._steps = sequence, steps
+        self._ready: deque[Piece] = deque()
+        self._finalizer = weakref.finalize(self, _release, steps, engine)
+        self._finalizer.atexit = False
+
+    def __next__(self) -> Piece:
+        try:
+            while not self._ready:
+                for sequence, count in next(self._steps):
+                    self._ready.extend(_pieces(sequence, count))
+        except BaseException:  # StopIteration too
+            self.close()
+            raise
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """Write no more."""
+        self._ready.clear()
+        self._finalizer()
+
+    @property
+    def result(self) -> GenerationResult:
+        """What was written. After `close` it is what there was by then, with the finish reason `cancelled`.
+
+        Raises:
+            UsageError: the text is still being written.
+        """
+        if self._finalizer.alive and self._sequence.finish_reason is None:
+            raise UsageError("the text is still being written; read the stream to its end, or close it")
+        return self._sequence.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _release(steps: Any, engine: Engine | None) -> None:
+    steps.close()
+    if engine is not None:
+        engine.close()
+
+
+def _pieces(sequence: Sequence, count: int) -> Iterator[Piece]:
+    """The last `count` tokens of a sequence."""
+    writer = cast(TextWriter, sequence.writer)
+    if sequence.finish_reason is not None:
+        writer.finish()
+    read, written = len(sequence.request.prompt_ids), sequence.new_tokens
+    for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
+        places = list(run)
+        first, end = places[0], places[-1] + 1
+        # A token that ends the sequence has no text.
+        text = "".join(writer.texts[first:end])
+        yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked(Speculation):
+    """The options of one call."""
+
+    max_new_tokens: int = 256
+    sampling: Sampling | None = None
+    raw: bool = False
+    stop: str | Many[str] = ()
+    logprobs: bool = False
+
+    def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Many[str]) -> list[Request]:
+        return [
+            Request(
+                encode_prompt(tokenizer, prompt, self.raw),
+                max_new_tokens=self.max_new_tokens,
+                sampling=self.sampling or Sampling(),
+                stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+                logprobs=self.logprobs,
+            )
+            for prompt in prompts
+        ]
+
+
+def _open(source: Source) -> AbstractContextManager[Engine]:
+    """The engine of a source, closed in the end if it was opened here."""
+    return nullcontext(source) if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+
+
+def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+    if not isinstance(source, Source):
+        raise UsageError(
+            f"cannot generate with a {type(source).__name__}; "
+            "give what truedepth.load returns, or truedepth.Engine(model, tokenizer)"
+        )
+    if source.tokenizer is None:
+        raise UsageError("the engine has no tokenizer; open it with one, or give token ids to Engine.generate")
+    return source.tokenizer
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> list[int]:
+    """The prompt's token ids, special tokens included."""
+    if not prompt.strip():
+        raise UsageError("the prompt is empty; give some text")
+    if raw or tokenizer.chat_template is None:
+        encoded: Any = tokenizer(prompt)
+    else:
+        turn = [{"role": "user", "content": prompt}]
+        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])

@@ -1,0 +1,1 @@
+"""The primitive of decoding: a range of stages from given hidden states, over preallocated caches."""

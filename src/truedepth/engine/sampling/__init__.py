@@ -1,0 +1,1 @@
+"""Requests, logits to tokens, acceptance of drafted tokens, and tokens to text."""

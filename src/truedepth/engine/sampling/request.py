@@ -1,0 +1,43 @@
+"""What is asked of decoding: a prompt, and when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to write.
+
+    Attributes:
+        prompt_ids: token ids of the prompt, special tokens included.
+        max_new_tokens: stop after so many.
+        sampling: how tokens are chosen; greedy unless said.
+        stop: strings before which the text ends.
+        stop_token_ids: tokens that end the text, besides the model's own end tokens.
+        ignore_end: write on beyond the model's end tokens.
+        logprobs: keep each token's log probability.
+
+    Raises:
+        UsageError: an empty prompt, fewer than one new token, or an empty stop string.
+    """
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int = 256
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_end: bool = False
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise UsageError("the prompt is empty; give some text")
+        if self.max_new_tokens < 1:
+            raise UsageError(f"the number of new tokens is {self.max_new_tokens}; it must be at least 1")
+        if not all(self.stop):
+            raise UsageError("a stop string is empty; give at least one character")

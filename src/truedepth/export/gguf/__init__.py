@@ -1,0 +1,1 @@
+"""A plan on a model as a GGUF file for llama.cpp."""

@@ -1,0 +1,1 @@
+"""A plan on a model as a checkpoint for transformers and vLLM."""

@@ -1,0 +1,1 @@
+"""Other machines: profiles of figures with sources, and what plans would cost there."""

@@ -1,0 +1,1 @@
+"""Models by whatever a user may call them: opened, checked, and loaded."""

@@ -1,0 +1,249 @@
+"""A transformers checkpoint in a folder: configuration, weights and tokenizer, each checked before use.
+
+Only safetensors weights are read: pickle files (`.bin`, `.pt`) can run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from truedepth.errors import ModelLoadError, UnsupportedModelError
+from truedepth.records.messages import listed, one_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+WIDE_PREFIX = "truedepth_"
+"""Model types of checkpoints with wide layers: the source's model type after this."""
+CONFIG, ADAPTER = "config.json", "adapter_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+
+
+def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Raises:
+        ModelLoadError: `config.json` is missing or malformed, or the folder holds an adapter.
+        UnsupportedModelError: the family is unknown, or the weights are quantised.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+
+    from truedepth.families import family_of
+
+    if (folder / ADAPTER).is_file():
+        # transformers would load the adapter too, and where peft is not installed leave it out.
+        raise ModelLoadError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}); load the base model from a folder of its own, "
+            "then add the adapter with peft"
+        )
+    raw = _read_json(folder, CONFIG)
+    if not isinstance(raw.get("model_type"), str):
+        raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
+    # First of all: transformers may not know the type, or want to run the model's own code for it.
+    family_of(PreTrainedConfig.from_dict({"model_type": raw["model_type"]}))
+    if raw["model_type"].startswith(WIDE_PREFIX):
+        import_module("truedepth.models.modeling_truedepth")  # which registers it
+    if raw.get("quantization_config"):
+        raise UnsupportedModelError(
+            f"the weights in {folder} are quantised, as '{CONFIG}' says; truedepth needs float weights: "
+            "give the original checkpoint, or a GGUF file"
+        )
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        # Configurations check themselves with exceptions of many classes.
+        raise ModelLoadError(f"{folder / CONFIG} is malformed: {one_line(error)}") from error
+    return config
+
+
+def check_weights(folder: Path) -> None:
+    """Make sure that all weight files are there and whole. Reads their headers only.
+
+    Raises:
+        ModelLoadError: files are missing, truncated or corrupt, or there are only pickle files.
+    """
+    for file in _weight_files(folder):
+        _check_file(file)
+
+
+def tensor_reader(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
+    """What reads a checkpoint tensor by tensor: by name, in the type in which it is stored, on the CPU.
+
+    Args:
+        shapes: the tensors that are wanted.
+
+    Raises:
+        ModelLoadError: files are missing, truncated or corrupt, or lack one of these tensors in this shape.
+    """
+    from safetensors import safe_open
+
+    check_weights(folder)
+    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
+    for path in _weight_files(folder):
+        with safe_open(path, framework="pt") as file:
+            found |= {name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
+    if missing := sorted(set(shapes) - set(found)):
+        raise _lacks(folder, missing)
+    for name, shape in shapes.items():
+        if found[name][1] != shape:
+            raise ModelLoadError(
+                f"tensor {name} in {folder} has the shape {found[name][1]}, but config.json asks for {shape}; "
+                "use the model's own config.json"
+            )
+
+    def read(name: str) -> torch.Tensor:
+        # Opened each time: what has been read of an open file stays in memory as long as it is open.
+        with safe_open(found[name][0], framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    return read
+
+
+def _lacks(folder: Path, missing: list[str]) -> ModelLoadError:
+    return ModelLoadError(
+        f"the weights in {folder} lack {len(missing)} of the model's tensors: {listed(missing)}; "
+        "the checkpoint is incomplete, or its config.json is of another model"
+    )
+
+
+def load_weights(
+    folder: Path, config: PreTrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+) -> PreTrainedModel:
+    """The causal language model of a checkpoint, on the CPU, in eval mode.
+
+    Raises:
+        ModelLoadError: transformers cannot load it, or weights are missing or have the wrong shape.
+    """
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            # Reported below; transformers' own error points to a log that is not shown.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise ModelLoadError(f"cannot load the model in {folder}: {one_line(error)}") from error
+    # transformers fills what is missing with random numbers and only warns.
+    if missing := sorted(info["missing_keys"]):
+        raise _lacks(folder, missing)
+    if wrong := sorted(info["mismatched_keys"]):
+        name, stored, asked = wrong[0]
+        raise ModelLoadError(
+            f"{len(wrong)} tensors in {folder} have another shape than config.json asks for, such as {name}: "
+            f"{tuple(stored)} in the file, {tuple(asked)} in the model; use the model's own config.json"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelLoadError: it is missing or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise ModelLoadError(
+            f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
+            "copy the tokenizer files of the original model into it"
+        )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except Exception as error:
+        raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    return tokenizer
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        raise _no_weights(folder)
+    names = _read_json(folder, INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ModelLoadError(f"{folder / INDEX} has no 'weight_map' of tensors to files; download it again")
+    files = [folder / name for name in sorted(set(names.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise ModelLoadError(
+            f"{folder} lacks {len(missing)} of {len(files)} weight files: {listed(missing)}; download them again"
+        )
+    return files
+
+
+def _no_weights(folder: Path) -> ModelLoadError:
+    pickles = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
+    if pickles:
+        return ModelLoadError(
+            f"{folder} has its weights only as pickle ({listed(pickles)}), which can run code and "
+            "is not read; use a safetensors version of the model, or, if you trust the file, convert it once "
+            "with transformers: from_pretrained(folder).save_pretrained(new_folder)"
+        )
+    return ModelLoadError(f"{folder} has no weights (neither {WEIGHTS} nor {INDEX}); download the whole model")
+
+
+def _check_file(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except SafetensorError as error:
+        raise ModelLoadError(
+            f"{file} is truncated or corrupt: {one_line(error)}; the file has {file.stat().st_size} bytes. "
+            "Download it again"
+        ) from None
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelLoadError(f"{folder} has no {name}; {_what_instead(folder)}") from None
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+    except ValueError as error:
+        # Malformed JSON, or bytes that are not UTF-8.
+        raise ModelLoadError(f"{path} is not JSON: {error}; download it again") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{path} is not a JSON object; download it again")
+    return value
+
+
+def _what_instead(folder: Path) -> str:
+    """What to do about a folder that holds no checkpoint."""
+    if files := sorted(file.name for file in folder.glob("*.gguf")):
+        return f"to load the GGUF file in it, give its path: {folder / files[0]}"
+    return "give a folder that save_pretrained wrote, or a .gguf file"

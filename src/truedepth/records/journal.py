@@ -1,0 +1,95 @@
+"""What an interrupted job has already found out: a file of JSON lines, one for each figure that took time.
+
+A resumed job runs from its start again and finds its figures here instead of measuring them, so it takes the same
+decisions, without the program having to store where it was. A line that was cut off is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from truedepth.errors import OutputError
+from truedepth.records.files import output_error
+
+Value = TypeVar("Value")
+
+
+class Journal:
+    """Figures by kind and key, on disk as soon as they are known.
+
+    Args:
+        path: the file; it is created, or continued if it exists.
+        subject: what the figures are about. A file about something else is refused.
+
+    Raises:
+        OutputError: the file is about something else, or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, subject: dict[str, Any]) -> None:
+        self._path = path
+        self._known: dict[str, dict[str, Any]] = {}
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        lines = self._read()
+        if not lines:
+            self._write({"subject": subject})
+        elif lines[0].get("subject") != subject:
+            raise OutputError(_difference(path, lines[0].get("subject") or {}, subject))
+        for line in lines[1:]:
+            self._known.setdefault(line["kind"], {})[line["key"]] = line["value"]
+            self._seconds_before = line["seconds"]
+
+    @property
+    def seconds(self) -> float:
+        """How long the job has run, over all its parts."""
+        return self._seconds_before + time.monotonic() - self._started
+
+    def of_kind(self, kind: str) -> dict[str, Any]:
+        """All figures of a kind, by key."""
+        return dict(self._known.get(kind, {}))
+
+    def note(self, kind: str, key: str, value: Any) -> None:
+        """Keep a figure: plain numbers, strings, lists and dicts."""
+        self._known.setdefault(kind, {})[key] = value
+        self._write({"kind": kind, "key": key, "value": value, "seconds": round(self.seconds, 3)})
+
+    def remember(self, kind: str, key: str, find: Callable[[], Any]) -> Any:
+        """The figure of that kind and key; `find` is called only where it is not known yet."""
+        known = self._known.get(kind, {})
+        if key not in known:
+            self.note(kind, key, find())
+        return self._known[kind][key]
+
+    def _read(self) -> list[dict[str, Any]]:
+        """The whole lines; what follows the last of them is cut off the file."""
+        try:
+            data = self._path.read_bytes() if self._path.exists() else b""
+            whole = data[: data.rfind(b"\n") + 1]
+            if whole != data:
+                os.truncate(self._path, len(whole))
+            return [json.loads(line) for line in whole.splitlines()]
+        except OSError as error:
+            raise output_error(self._path, error) from error
+        except ValueError as error:
+            raise OutputError(f"{self._path} is damaged ({error}); start again in another folder") from None
+
+    def _write(self, line: dict[str, Any]) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise output_error(self._path, error) from error
+
+
+def _difference(path: Path, before: dict[str, Any], now: dict[str, Any]) -> str:
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    details = ", ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed)
+    return (
+        f"the run in {path.parent} cannot be resumed with other settings: {details}; "
+        "give the same settings, or another folder"
+    )

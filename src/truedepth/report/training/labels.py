@@ -1,0 +1,142 @@
+"""The findings of a training in plain words and rows of tables."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from truedepth.report.format import duration, number, percent
+from truedepth.training.trainer.figures import exit_name, exit_of, place_name, place_of
+
+if TYPE_CHECKING:
+    from truedepth.training.results import TrainingResults
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A figure when the training began and when it ended; both the same where it was taken once."""
+
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What became of one exit, of the tokens that a head drafts at one place, or of the whole loss (neither)."""
+
+    layers: int | None
+    place: int | None
+    loss: Change | None
+    agreement: Change | None
+
+
+def exits(results: TrainingResults) -> list[int]:
+    """All exits that have figures, the shallowest first."""
+    names = {name for figures in results.history for name in figures.values}
+    return sorted({found[1] for name in names if (found := exit_of(name))})
+
+
+def places(results: TrainingResults) -> list[int]:
+    """All drafted places that have figures, the first ones first."""
+    names = {name for figures in results.history for name in figures.values}
+    return sorted({found[1] for name in names if (found := place_of(name))})
+
+
+def place_title(place: int) -> str:
+    """A drafted place as it is called in charts and tables."""
+    return f"drafted token {place}"
+
+
+def row_title(row: Row, results: TrainingResults) -> str:
+    """What a row is of."""
+    return exit_title(row.layers, results) if row.place is None else place_title(row.place)
+
+
+def exit_title(layers: int | None, results: TrainingResults) -> str:
+    """An exit as it is called in charts and tables; None is the loss that is trained on."""
+    if layers is None:
+        return "loss of the training"
+    return "last layer" if layers == results.model.num_layers else f"exit {layers}"
+
+
+def judged(results: TrainingResults) -> bool:
+    """Whether there are figures of held-out text."""
+    return bool(results.series("eval_loss"))
+
+
+def loss_unit(results: TrainingResults) -> str:
+    """What the loss of the training is counted in."""
+    return "weighted sum of the drafted places" if len(places(results)) > 1 else "nats a token"
+
+
+def change(results: TrainingResults, name: str) -> Change | None:
+    """How a figure changed: that of held-out text where there is any."""
+    points = results.series(f"eval_{name}") or results.series(name)
+    return Change(points[0][1], points[-1][1]) if points else None
+
+
+def rows(results: TrainingResults) -> list[Row]:
+    """The whole loss, then each exit and each drafted place."""
+    found = [Row(None, None, change(results, "loss"), None)]
+    for layers in exits(results):
+        loss, agreement = (change(results, exit_name(kind, layers)) for kind in ("loss", "agreement"))
+        found.append(Row(layers, None, loss, agreement))
+    for place in places(results):
+        loss, agreement = (change(results, place_name(kind, place)) for kind in ("loss", "agreement"))
+        found.append(Row(None, place, loss, agreement))
+    return found
+
+
+def headline(results: TrainingResults) -> str:
+    """The outcome in one sentence."""
+    text = "held-out text" if judged(results) else "training text"
+    loss = change(results, "loss")
+    if loss is None:
+        return f"{results.model.name} was trained for {steps(results)} ({results.kind})."
+    return (
+        f"{results.model.name} was trained for {steps(results)} ({results.kind}): "
+        f"its loss on {text} went from {number(loss.first)} to {number(loss.last)}."
+    )
+
+
+def finding(results: TrainingResults) -> str:
+    """What became of the exits, or of what a head drafts, in a sentence; empty where there are neither."""
+    drafted = [row for row in rows(results) if row.agreement and row.place == 1]
+    if drafted and drafted[0].agreement:
+        changed = drafted[0].agreement
+        return (
+            f"Of the tokens that the model chose, the head drafts {percent(changed.last)} right at the first place "
+            f"({percent(changed.first)} before)."
+        )
+    agreeing = [row for row in rows(results) if row.agreement and row.layers not in (None, results.model.num_layers)]
+    if not agreeing:
+        return ""
+    told = ", ".join(
+        f"after {row.layers} of {results.model.num_layers} layers {percent(row.agreement.first)} before and "
+        f"{percent(row.agreement.last)} after"
+        for row in agreeing
+        if row.agreement
+    )
+    return f"How often an exit's most likely next token is the last layer's: {told}."
+
+
+def steps(results: TrainingResults) -> str:
+    return "one step" if results.steps == 1 else f"{results.steps:,} steps"
+
+
+def tokens_per_second(results: TrainingResults) -> float:
+    """The median of what was logged; not a number where nothing was."""
+    values = sorted(value for _, value in results.series("tokens_per_second"))
+    return values[len(values) // 2] if values else math.nan
+
+
+def trained_share(results: TrainingResults) -> str:
+    """How much of the model was trained."""
+    share = results.trained_parameters / results.model.parameters
+    return "all" if share == 1 else percent(share, 0 if share >= 0.1 else 2)
+
+
+def took(results: TrainingResults) -> str:
+    ranks = "" if results.ranks == 1 else f" on {results.ranks} ranks"
+    return f"{duration(results.seconds)}{ranks}"

@@ -1,0 +1,217 @@
+"""Timing drafts against plain decoding: the same prompts, in turns, through the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import zip_longest
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+import torch
+
+from truedepth.engine.drafts.drafts import Draft
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.engine import Engine
+from truedepth.engine.sampling.request import Request
+from truedepth.errors import SearchError
+from truedepth.measuring.bandwidth import read_bandwidth
+from truedepth.measuring.step_costs import StepCosts
+from truedepth.measuring.step_timing import measure_step_costs, undisturbed
+from truedepth.records.journal import Journal
+from truedepth.records.progress import Progress, silent
+from truedepth.search.draft_search import Candidate
+from truedepth.search.lossless_results import DraftRecord, TimedRecord
+
+LEAST_TOKENS = 8
+"""Texts of fewer tokens are not timed: an end token came too soon."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A draft and how many tokens it drafts in a round; None: adaptive."""
+
+    candidate: Candidate
+    length: int | None
+
+    @property
+    def key(self) -> str:
+        """What tells contestants apart."""
+        return f"{self.candidate.key}, {'adaptive' if self.length is None else self.length}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One prompt, continued.
+
+    Attributes:
+        tokens: that were written.
+        seconds: from the first of them to the last.
+        drafted, accepted: tokens of each round of drafting.
+    """
+
+    tokens: Sequence[int]
+    seconds: float
+    drafted: Sequence[int]
+    accepted: Sequence[int]
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (len(self.tokens) - 1) / self.seconds
+
+
+class Bench(Protocol):
+    """All of the job that looks at the clock."""
+
+    def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
+        """What the parts of a step cost."""
+        ...
+
+    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> Run:
+        """Continue a prompt, plainly without a draft."""
+        ...
+
+    def bandwidth(self, device: torch.device) -> float:
+        """Bytes per second at which a device reads its memory."""
+        ...
+
+
+class RealBench:
+    """The clock of this machine."""
+
+    def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
+        return measure_step_costs(engine, vocabularies, progress)
+
+    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> Run:
+        drafts = () if draft is None else (draft,)
+        pacer = None if draft is None or length is None else FixedLength(length)
+        with undisturbed():
+            (result,) = engine.generate([request], drafts=drafts, pacer=pacer)
+        rounds = [step for step in result.steps if step.drafted]
+        return Run(
+            tokens=result.token_ids,
+            seconds=result.timings.total - result.timings.first_token,
+            drafted=[step.drafted for step in rounds],
+            accepted=[step.accepted for step in rounds],
+        )
+
+    def bandwidth(self, device: torch.device) -> float:
+        return read_bandwidth(device)
+
+
+@dataclass
+class Contest:
+    """Runs of contestants and of plain decoding on the same prompts.
+
+    Attributes:
+        name: of the contest in the journal.
+        prompts: token ids.
+        new_tokens: to be written after each.
+        vocabularies: of drafts, by size.
+    """
+
+    name: str
+    engine: Engine
+    bench: Bench
+    journal: Journal
+    prompts: Sequence[Sequence[int]]
+    new_tokens: int
+    vocabularies: Mapping[int, DraftVocabulary]
+    progress: Progress = silent
+
+    def hold(self, contestants: Sequence[Contestant]) -> list[TimedRecord]:
+        """Time all of them against plain decoding, in their order, after a run of each that does not count.
+
+        Raises:
+            SearchError: the model ends all texts too soon.
+        """
+        entries: list[Contestant | None] = [None, *contestants]
+        runs: dict[str, list[Run]] = {_key(entry): [] for entry in entries}
+        jobs = [
+            (prompt, entry)
+            for prompt in range(len(self.prompts))
+            for entry in (entries if prompt % 2 else reversed(entries))
+        ]
+        known = self.journal.of_kind(self.name)
+        with self.progress("Timing drafts", len(entries) + len(jobs)) as advance:
+            for entry in entries:
+                if any(_place(*job) not in known for job in jobs if job[1] == entry):
+                    self._run(0, entry)
+                advance()
+            for prompt, entry in jobs:
+                runs[_key(entry)].append(self._remembered(prompt, entry))
+                advance()
+        plain = runs[_key(None)]
+        return [_record(contestant, plain, runs[_key(contestant)]) for contestant in contestants]
+
+    def _remembered(self, prompt: int, entry: Contestant | None) -> Run:
+        place = _place(prompt, entry)
+        return Run(**self.journal.remember(self.name, place, lambda: asdict(self._run(prompt, entry))))
+
+    def _run(self, prompt: int, entry: Contestant | None) -> Run:
+        request = Request(self.prompts[prompt], max_new_tokens=self.new_tokens)
+        if entry is None:
+            return self.bench.run(self.engine, request, None, None)
+        size = entry.candidate.vocabulary
+        draft = self.engine.draft(entry.candidate.plan, vocabulary=None if size is None else self.vocabularies[size])
+        return self.bench.run(self.engine, request, draft, entry.length)
+
+
+def _key(entry: Contestant | None) -> str:
+    return "plain" if entry is None else entry.key
+
+
+def _place(prompt: int, entry: Contestant | None) -> str:
+    return f"prompt {prompt}: {_key(entry)}"
+
+
+def draft_record(candidate: Candidate) -> DraftRecord:
+    """A candidate as `lossless.json` keeps it."""
+    return DraftRecord(
+        method=candidate.method,
+        notation=candidate.plan.notation,
+        num_layers=candidate.plan.num_layers,
+        form=candidate.plan.form,
+        exit=candidate.exit,
+        vocabulary=candidate.vocabulary,
+    )
+
+
+def _record(contestant: Contestant, plain: Sequence[Run], own: Sequence[Run]) -> TimedRecord:
+    """The figures of a contestant from its runs and the plain ones on the same prompts, in the same order."""
+    pairs = [
+        (before, after)
+        for before, after in zip(plain, own, strict=True)
+        if min(len(before.tokens), len(after.tokens)) >= LEAST_TOKENS
+    ]
+    if not pairs:
+        raise SearchError(
+            f"the model ends all its texts within {LEAST_TOKENS} tokens, too soon to time anything; "
+            "give prompts that it has more to say to, by --text FILE"
+        )
+    speedups = [after.tokens_per_second / before.tokens_per_second for before, after in pairs]
+    rounds = [pair for _, after in pairs for pair in zip(after.drafted, after.accepted, strict=True)]
+    return TimedRecord(
+        draft=draft_record(contestant.candidate),
+        length=contestant.length,
+        speedup=median(speedups),
+        low=min(speedups),
+        lower_quartile=quantiles(speedups, n=4, method="inclusive")[0] if speedups[1:] else speedups[0],
+        high=max(speedups),
+        plain_tokens_per_second=median(before.tokens_per_second for before, _ in pairs),
+        tokens_per_second=median(after.tokens_per_second for _, after in pairs),
+        rounds=len(rounds),
+        drafted=sum(drafted for drafted, _ in rounds),
+        accepted=sum(accepted for _, accepted in rounds),
+        accepted_by_position=_by_position(rounds),
+        runs=len(pairs),
+        same_texts=sum(list(before.tokens) == list(after.tokens) for before, after in pairs),
+    )
+
+
+def _by_position(rounds: Sequence[tuple[int, int]]) -> list[float]:
+    """Share of rounds that accepted their first drafted token, their second, ..., of those that drafted one."""
+    columns: Any = zip_longest(*([place < accepted for place in range(drafted)] for drafted, accepted in rounds))
+    taken = [[value for value in column if value is not None] for column in columns]
+    return [sum(column) / len(column) for column in taken]

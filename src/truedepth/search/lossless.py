@@ -1,0 +1,278 @@
+"""The job behind `truedepth optimize --lossless`: find the draft that makes decoding fastest without changing a token.
+
+The model writes texts after calibration prompts; where drafts agree with them, and what the parts of a step cost on
+this machine, gives every draft its expected tokens a second. The best of them are timed on validation prompts, and
+the winner is timed once more on report prompts, which nothing was chosen by. Only what that confirms is recommended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, build_vocabulary
+from truedepth.engine.engine import Engine
+from truedepth.errors import SearchError
+from truedepth.evaluation.calibration import key_of
+from truedepth.evaluation.drafting import TargetTexts, Text, read_target_texts, write_texts
+from truedepth.evaluation.texts import Sizes, TextRecord, Texts, default_texts, read_text_file, read_texts
+from truedepth.measuring.machine import machine_record
+from truedepth.measuring.step_costs import StepCosts
+from truedepth.models.loading.load import LoadedModel, load
+from truedepth.models.record import ModelRecord
+from truedepth.plan.plan_file import PLAN_FILE, save_plan
+from truedepth.records.files import prepare_output, write_atomic
+from truedepth.records.journal import Journal
+from truedepth.records.progress import Progress, silent
+from truedepth.records.version import VERSION
+from truedepth.search.draft_benchmark import Bench, Contest, Contestant, RealBench, draft_record
+from truedepth.search.draft_search import DraftSearch, Rating
+from truedepth.search.lossless_results import (
+    LOSSLESS_FILE,
+    AimRecord,
+    CandidateRecord,
+    LosslessResults,
+    PaceRecord,
+    TimedRecord,
+)
+from truedepth.search.optimize import JOURNAL_FILE, RECIPE_FILE
+from truedepth.search.recipe import LosslessRecipe
+
+NEW_TOKENS = 64
+"""Tokens that are written after each prompt."""
+
+_WALKED, _EVERY = 3, 2
+"""Texts by which greedy removal chooses layers, and which of their places."""
+
+_FINALISTS = 3
+"""Drafts that are timed on validation prompts."""
+
+_HOPE = 0.95
+"""Drafts whose expected speedup is less are not worth timing, but for the best of all."""
+
+_VOCABULARY_PARTS = (32, 8)
+"""Draft vocabularies have a 32nd and an 8th of the model's tokens."""
+
+_COUNTED_WINDOWS = 400
+"""Windows of the default text that the frequency of tokens is counted in."""
+
+
+def optimize_lossless(
+    recipe: LosslessRecipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    progress: Progress = silent,
+    bench: Bench | None = None,
+) -> LosslessResults:
+    """Find the best draft for a model and write `lossless.json` and `recipe.yaml`.
+
+    A draft that pays is written too: its plan as `plan.yaml` and its vocabulary, if it has one, as
+    `truedepth.engine.drafts.heads.vocabulary.DraftVocabulary` saves it.
+
+    Everything that takes time is kept in `journal.jsonl` as soon as it is known, so a job that was interrupted goes
+    on from there and ends with the same draft.
+
+    Args:
+        folder: created if it is missing; it must be empty unless `resume`.
+        resume: go on with the run that `folder` holds, which must have had the same recipe.
+        progress: told of each part of the work.
+        bench: what looks at the clock; this machine's where it is None.
+
+    Raises:
+        TruedepthError: what the recipe asks for is wrong, cannot be loaded, reached or written.
+    """
+    prepare_output(folder, resume=resume)
+    journal = Journal(folder / JOURNAL_FILE, {"version": VERSION, **recipe.to_dict()})
+    recipe.save(folder / RECIPE_FILE)
+    with progress("Loading the model", 1) as advance:
+        loaded = load(
+            recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=recipe.trust_remote_code
+        )
+        advance()
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        job = Job(recipe, journal, loaded, engine, bench or RealBench(), progress)
+        results = job.run()
+        vocabulary = job.vocabularies.get(results.best.draft.vocabulary or 0)
+    if results.pays:
+        comment = f"The draft found by truedepth {VERSION} for {recipe.model}: {results.best.draft.method}"
+        save_plan(results.best.draft.to_plan(), folder / PLAN_FILE, comment=comment)
+        if vocabulary is not None:
+            vocabulary.save(folder, loaded.model, loaded.tokenizer)
+    write_atomic(folder / LOSSLESS_FILE, results.model_dump_json(indent=2) + "\n")
+    return results
+
+
+@dataclass
+class Job:
+    """One run of the job on a loaded model."""
+
+    recipe: LosslessRecipe
+    journal: Journal
+    loaded: LoadedModel
+    engine: Engine
+    bench: Bench
+    progress: Progress = silent
+
+    def run(self) -> LosslessResults:
+        """Rate all drafts, time the best on validation prompts, and the winner on report prompts.
+
+        Raises:
+            SearchError: the model has a single layer, or ends its texts too soon.
+        """
+        if self.engine.target.num_layers < 2:
+            raise SearchError("the model has a single layer, so nothing shallower can draft for it; use another model")
+        ratings = DraftSearch(self._evidence, self._walked, self.costs, list(self.vocabularies)).run()
+        finalists = self._finalists(ratings)
+        timed = self._contest("validation").hold(finalists) if finalists[1:] else []
+        winner = finalists[max(range(len(timed)), key=lambda index: timed[index].speedup, default=0)]
+        adaptive = Contestant(winner.candidate, None)
+        final = self._contest("report").hold([winner, adaptive])
+        return self._results(ratings, timed, final)
+
+    @cached_property
+    def vocabularies(self) -> dict[int, DraftVocabulary]:
+        """The draft vocabularies that are tried, by size."""
+        whole, end_ids = self.engine.trunk.vocabulary_size, self.engine.end_ids
+        special = {*end_ids, *self.loaded.tokenizer.all_special_ids}  # which every vocabulary has
+        counted, source = self._counted
+        return {
+            size: build_vocabulary(
+                self.loaded.tokenizer, counted, size, vocabulary_size=whole, end_ids=end_ids, source=source
+            )
+            for size in (whole // part for part in _VOCABULARY_PARTS)
+            if size > 2 * len(special)
+        }
+
+    @cached_property
+    def _counted(self) -> tuple[list[str], str]:
+        """The text in which tokens are counted, and where it came from: the user's, or more of the default."""
+        if self.recipe.text is not None:
+            return [read_text_file(self.recipe.text)], self._texts.source
+        tokenizer = self.loaded.tokenizer
+        more = default_texts(tokenizer, Sizes(_COUNTED_WINDOWS, 1, 1), self.recipe.seed)
+        return tokenizer.batch_decode(more.calibration, skip_special_tokens=True), more.source
+
+    @cached_property
+    def _texts(self) -> Texts:
+        sizes = Sizes(**self.recipe.windows.model_dump())
+        return read_texts(self.recipe.text, self.loaded.tokenizer, sizes, self.recipe.seed)
+
+    @cached_property
+    def _written(self) -> list[Text]:
+        """What the model writes after calibration prompts, but for texts of a single token.
+
+        Raises:
+            SearchError: no others.
+        """
+        prompts: list[list[int]] = self._texts.calibration.tolist()
+
+        def write() -> list[list[int]]:
+            with self.progress("Writing texts", 1) as advance:
+                texts = write_texts(self.engine, prompts, NEW_TOKENS)
+                advance()
+            return [list(written) for _, written in texts]
+
+        written: list[list[int]] = self.journal.remember("texts", "calibration", write)
+        texts: list[Text] = [
+            (prompt, tokens) for prompt, tokens in zip(prompts, written, strict=True) if len(tokens) > 1
+        ]
+        if not texts:
+            raise SearchError(
+                "the model ends each text with its first token, so there is nothing to draft; "
+                "give prompts that it has more to say to, by --text FILE"
+            )
+        return texts
+
+    @cached_property
+    def _evidence(self) -> TargetTexts:
+        evidence = read_target_texts(self.engine, self._written, list(self.vocabularies.values()), self.progress)
+        evidence.remembered_agreements = self.journal.of_kind("agreement")
+        evidence.on_agreement = lambda key, rows: self.journal.note("agreement", key, rows)
+        return evidence
+
+    @cached_property
+    def _walked(self) -> TargetTexts:
+        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.progress, every=_EVERY)
+        evidence.remembered_losses = self.journal.of_kind("loss")
+        evidence.on_loss = lambda key, loss: self.journal.note("loss", key, loss)
+        return evidence
+
+    @cached_property
+    def costs(self) -> StepCosts:
+        """What the parts of a step cost."""
+        parts = list(self.vocabularies.values())
+        measured = self.journal.remember(
+            "costs",
+            "measured",
+            lambda: self.bench.costs(self.engine, parts, self.progress).model_dump(mode="json"),
+        )
+        return StepCosts.model_validate(measured)
+
+    def _finalists(self, ratings: list[Rating]) -> list[Contestant]:
+        """The best of the best plans, each at its best length: at least one."""
+        by_plan: dict[str, Rating] = {}
+        for rating in ratings:
+            by_plan.setdefault(key_of(rating.candidate.plan), rating)
+        least = _HOPE / self.costs.plain_seconds()
+        first, *others = list(by_plan.values())[:_FINALISTS]
+        taken = [first, *(rating for rating in others if rating.best.tokens_per_second >= least)]
+        return [Contestant(rating.candidate, rating.best.length) for rating in taken]
+
+    def _contest(self, part: str) -> Contest:
+        return Contest(
+            name=part,
+            engine=self.engine,
+            bench=self.bench,
+            journal=self.journal,
+            prompts=getattr(self._texts, part).tolist(),
+            new_tokens=NEW_TOKENS,
+            vocabularies=self.vocabularies,
+            progress=self.progress,
+        )
+
+    def _results(self, ratings: list[Rating], timed: list[TimedRecord], final: list[TimedRecord]) -> LosslessResults:
+        # Where nothing pays, adaptive pacing hardly drafts: the fixed length says more about the draft.
+        best = max([record for record in final if record.pays] or final[:1], key=lambda record: record.speedup)
+        device = self.loaded.model.device
+        bandwidth = float(self.journal.remember("machine", "bandwidth", lambda: self.bench.bandwidth(device)))
+        return LosslessResults(
+            truedepth_version=VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=self.journal.seconds,
+            model=ModelRecord.of(self.loaded.model, self.recipe.model),
+            machine=machine_record(device, bandwidth),
+            pays=best.pays,
+            best=best,
+            finalists=timed,
+            final=final,
+            candidates=[_candidate_record(rating) for rating in ratings],
+            aim=_aim(ratings),
+            costs=self.costs,
+            text=TextRecord.of(self._texts),
+        )
+
+
+def _candidate_record(rating: Rating) -> CandidateRecord:
+    return CandidateRecord(
+        draft=draft_record(rating.candidate),
+        agreement=rating.agreement,
+        break_even=rating.break_even,
+        paces=[
+            PaceRecord(length=pace.length, accepted=pace.accepted, tokens_per_second=pace.tokens_per_second)
+            for pace in rating.paces
+        ],
+    )
+
+
+def _aim(ratings: list[Rating]) -> AimRecord:
+    num_layers = ratings[0].candidate.plan.num_layers
+    exits = [rating for rating in ratings if rating.candidate.exit == max(1, round(num_layers / 4))]
+    easiest = min(exits, key=lambda rating: 1.0 if rating.break_even is None else rating.break_even)
+    return AimRecord(
+        exit=easiest.candidate.plan.effective_depth,
+        vocabulary=easiest.candidate.vocabulary,
+        break_even=easiest.break_even,
+    )

@@ -1,0 +1,1 @@
+"""Training heads with which a frozen model drafts for itself."""

@@ -1,0 +1,1 @@
+"""Putting things around a live model, and taking them off again."""

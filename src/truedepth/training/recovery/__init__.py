@@ -1,0 +1,1 @@
+"""Training under a plan, by text or by the unmodified model."""
