@@ -30,7 +30,7 @@ import torch
 import transformers
 from decoding_checks import equality, memory
 from decoding_compare import compare
-from decoding_contestants import Contestant, LlamaCpp, Transformers, Truedepth, compiled
+from decoding_contestants import DraftConfig, LlamaCpp, Transformers, Truedepth, compiled
 from decoding_costs import ablation, verify_cost
 from decoding_plot import page
 from decoding_subjects import TRAINED, Subject, draft_vocabulary, source_of, subject
@@ -38,8 +38,8 @@ from decoding_tables import print_comparison, print_rows
 from llama_cpp import is_installed
 from weight_types import weight_types
 
-from truedepth.engine.drafts.adaptive import Adaptive
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.adaptive import AdaptivePolicy
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.export.gguf.export import export_gguf
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import machine_record
@@ -107,10 +107,10 @@ def _comparison(options: argparse.Namespace) -> dict[str, Any]:
             new_tokens = options.new_tokens or 96
             context = max(map(len, tested.prompts)) + new_tokens + 1
             runs = []
-            with _contestants(tested, options, context) as (contestants, left_out):
+            with _contestants(tested, options, context) as (configs, left_out):
                 for batch in options.batch or [1, 4]:
                     compared = compare(
-                        contestants,
+                        configs,
                         tested.prompts,
                         batch=batch,
                         new_tokens=new_tokens,
@@ -126,14 +126,16 @@ def _comparison(options: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _contestants(
     tested: Subject, options: argparse.Namespace, context: int
-) -> Iterator[tuple[list[Contestant], dict[str, str]]]:
+) -> Iterator[tuple[list[DraftConfig], dict[str, str]]]:
     """All that can run here, and why the others cannot."""
     draft = tested.engine.draft(tested.exit_plan)
-    found: list[Contestant] = [Truedepth("truedepth, plain", tested.engine)]
+    found: list[DraftConfig] = [Truedepth("truedepth, plain", tested.engine)]
     for length in options.length or tested.lengths:
         name = f"truedepth, exit {tested.exit}, {length} drafted"
-        found.append(Truedepth(name, tested.engine, (draft,), partial(FixedLength, length)))
-    found.append(Truedepth(f"truedepth, exit {tested.exit}, adaptive", tested.engine, (draft,), partial(Adaptive, 1)))
+        found.append(Truedepth(name, tested.engine, (draft,), partial(FixedPolicy, length)))
+    found.append(
+        Truedepth(f"truedepth, exit {tested.exit}, adaptive", tested.engine, (draft,), partial(AdaptivePolicy, 1))
+    )
     found += _of_transformers(tested, context)
     left_out: dict[str, str] = {}
     if options.no_compile:
@@ -156,7 +158,7 @@ def _contestants(
             process.close()
 
 
-def _of_transformers(tested: Subject, context: int) -> list[Contestant]:
+def _of_transformers(tested: Subject, context: int) -> list[DraftConfig]:
     exit_ = tested.exit
     fixed = {
         "num_assistant_tokens": tested.lengths[-1],

@@ -17,7 +17,7 @@ from decoding_subjects import BUILT_IN, Subject, encode, source_of
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from truedepth.engine.drafts.drafts import Draft
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop.batch import MOST_DRAFTED
 from truedepth.engine.sampling.request import Request
@@ -86,7 +86,7 @@ def _answers(tested: Subject, plan: DepthPlan | None, group: range, new_tokens: 
     results = tested.engine.generate(
         [Request(tested.prompts[index], new_tokens, ignore_end=True) for index in group],
         drafts=drafts,
-        pacer=FixedLength(DRAFTED) if drafts else None,
+        policy=FixedPolicy(DRAFTED) if drafts else None,
     )
     return [
         {"prompt": index, "tokens": list(result.token_ids), "drafted": result.drafted, "accepted": result.accepted}
@@ -139,7 +139,7 @@ def _peak(name: str, cache: Path, batch: int, new_tokens: int) -> dict[str, Any]
         requests = [Request(opened.prompt, new_tokens, ignore_end=True)] * batch
         engine.generate(requests)
         plain = _peak_resident() - before
-        engine.generate(requests, drafts=[opened.draft], pacer=FixedLength(4))
+        engine.generate(requests, drafts=[opened.draft], policy=FixedPolicy(4))
         peak = _peak_resident() - before
         caches = _cache_bytes(engine, batch, len(opened.prompt) + new_tokens)
     return {
@@ -187,7 +187,7 @@ def _small_run() -> None:
     )
     with Engine(LlamaForCausalLM(config).eval()) as engine:
         draft = engine.draft(DepthPlan.of_layers([0], 2))
-        engine.generate([Request([1, 2, 3], 16)], drafts=[draft], pacer=FixedLength(4))
+        engine.generate([Request([1, 2, 3], 16)], drafts=[draft], policy=FixedPolicy(4))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from decoding_contestants import Answer, Contestant, Prompts
+from decoding_contestants import Answer, DraftConfig, Prompts
 from transformers import PreTrainedModel
 
 from truedepth.measuring.bandwidth import read_bandwidth
@@ -58,7 +58,7 @@ class Compared:
         warm_up: seconds of a first answer that does not count, compilation included.
     """
 
-    contestants: Sequence[Contestant]
+    configs: Sequence[DraftConfig]
     turns: Mapping[str, list[Turn]]
     warm_up: Mapping[str, float]
     batch: int
@@ -71,12 +71,12 @@ class Compared:
 
     def best(self, family: str, *, speculating: bool) -> str | None:
         """The fastest of a family's contestants, among those that do not speculate or all."""
-        members = [one.name for one in self.contestants if one.family == family and (speculating or not one.speculates)]
+        members = [one.name for one in self.configs if one.family == family and (speculating or not one.speculates)]
         return max(members, key=lambda name: median(turn.rate for turn in self.turns[name]), default=None)
 
     def to_dict(self, model: PreTrainedModel) -> dict[str, Any]:
         """Plain figures; `model` is the one that all run, with its weights in place."""
-        plain = next((one.name for one in self.contestants if one.family == "truedepth" and not one.speculates), None)
+        plain = next((one.name for one in self.configs if one.family == "truedepth" and not one.speculates), None)
         peer, any_peer = (self.best("transformers", speculating=speculating) for speculating in (False, True))
         return {
             "batch": self.batch,
@@ -93,11 +93,11 @@ class Compared:
                     "ratio_to_plain_truedepth": self._ratio(one.name, plain),
                     "same_text_as_plain_truedepth": self._same(one, plain),
                 }
-                for one in self.contestants
+                for one in self.configs
             },
         }
 
-    def _figures(self, one: Contestant, model: PreTrainedModel) -> dict[str, Any]:
+    def _figures(self, one: DraftConfig, model: PreTrainedModel) -> dict[str, Any]:
         turns = self.turns[one.name]
         answers = [answer for turn in turns for answer in turn.answers]
         rate = Spread.of([turn.rate for turn in turns])
@@ -121,7 +121,7 @@ class Compared:
         pairs = zip(self.turns[name], self.turns[base], strict=True)
         return asdict(Spread.of([own.rate / other.rate for own, other in pairs]))
 
-    def _same(self, one: Contestant, plain: str | None) -> float | None:
+    def _same(self, one: DraftConfig, plain: str | None) -> float | None:
         """The share of prompts that got the same tokens; None where the contestant gives none."""
         if plain is None or not self.turns[one.name][0].answers[0].tokens:
             return None
@@ -131,7 +131,7 @@ class Compared:
 
 
 def compare(
-    contestants: Sequence[Contestant],
+    configs: Sequence[DraftConfig],
     prompts: Prompts,
     *,
     batch: int,
@@ -140,7 +140,7 @@ def compare(
     progress: Progress,
 ) -> Compared:
     """Let the contestants that take such a batch answer all prompts in each round, in alternating order."""
-    able = [one for one in contestants if one.largest_batch is None or batch <= one.largest_batch]
+    able = [one for one in configs if one.largest_batch is None or batch <= one.largest_batch]
     batches = [prompts[start : start + batch] for start in range(0, len(prompts) - batch + 1, batch)]
     turns: dict[str, list[Turn]] = {one.name: [] for one in able}
     warm_up: dict[str, float] = {}

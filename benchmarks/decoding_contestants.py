@@ -16,7 +16,7 @@ from transformers import CompileConfig, PreTrainedModel, StaticCache
 from transformers.generation.streamers import BaseStreamer
 
 from truedepth.engine.drafts.drafts import Draft
-from truedepth.engine.drafts.policy import Pacer
+from truedepth.engine.drafts.policy import SpeculationPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 
@@ -49,7 +49,7 @@ class Answer:
     text: str = ""
 
 
-class Contestant(Protocol):
+class DraftConfig(Protocol):
     """Answers prompts greedily, never stopping at an end token.
 
     Attributes:
@@ -87,14 +87,14 @@ class Truedepth:
     name: str
     engine: Engine
     drafts: tuple[Draft, ...] = ()
-    pacer: Callable[[], Pacer] | None = None
+    policy: Callable[[], SpeculationPolicy] | None = None
     family: str = "truedepth"
     bytes_per_value: float | None = None
     largest_batch: int | None = None
 
     def __post_init__(self) -> None:
         # One pacer for all prompts, as in a program that answers one after the other.
-        self._pacer = self.pacer() if self.pacer else None
+        self._policy = self.policy() if self.policy else None
 
     @property
     def speculates(self) -> bool:
@@ -102,7 +102,7 @@ class Truedepth:
 
     def answer(self, prompts: Prompts, new_tokens: int) -> Answer:
         requests = [Request(prompt, new_tokens, ignore_end=True) for prompt in prompts]
-        results = self.engine.generate(requests, drafts=self.drafts, pacer=self._pacer)
+        results = self.engine.generate(requests, drafts=self.drafts, policy=self._policy)
         return Answer(
             tokens=[list(result.token_ids) for result in results],
             new=sum(len(result.token_ids) for result in results),

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from decoding_compare import compare
-from decoding_contestants import Contestant, Truedepth
+from decoding_contestants import DraftConfig, Truedepth
 from decoding_subjects import Subject
 
-from truedepth.engine.drafts.adaptive import Adaptive
+from truedepth.engine.drafts.adaptive import AdaptivePolicy
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.runner.caches import KVCache
 from truedepth.measuring.speed import Spread
 from truedepth.records.progress import Progress
@@ -43,17 +43,17 @@ def ablation(
     return {"exit": tested.exit, "length": length, "vocabulary": len(vocabulary.ids), **found}
 
 
-def _variants(tested: Subject, vocabulary: DraftVocabulary, length: int) -> list[Contestant]:
+def _variants(tested: Subject, vocabulary: DraftVocabulary, length: int) -> list[DraftConfig]:
     """Plain decoding, nothing on, each part alone, and all together."""
     plan = tested.exit_plan
     parts = ("shared cache and states", "draft vocabulary", "adaptive length")
     chosen = [(), *((part,) for part in parts), parts]
-    variants: list[Contestant] = [Truedepth("plain", tested.engine)]
+    variants: list[DraftConfig] = [Truedepth("plain", tested.engine)]
     for on in chosen:
         draft = tested.engine.draft(plan, vocabulary=vocabulary if parts[1] in on else None, share=parts[0] in on)
-        pacer = partial(Adaptive, 1) if parts[2] in on else partial(FixedLength, length)
+        policy = partial(AdaptivePolicy, 1) if parts[2] in on else partial(FixedPolicy, length)
         name = "all three" if len(on) == len(parts) else on[0] if on else "none of the three"
-        variants.append(Truedepth(name, tested.engine, (draft,), pacer))
+        variants.append(Truedepth(name, tested.engine, (draft,), policy))
     return variants
 
 
@@ -79,14 +79,14 @@ def verify_cost(tested: Subject, batches: Sequence[int], rounds: int, progress: 
 
 def _pass(tested: Subject, batch: int, tokens: int) -> Callable[[], object]:
     """A pass of the target over `tokens` new tokens of each of `batch` sequences, logits included."""
-    trunk, target = tested.engine.trunk, tested.engine.target
+    runner, target = tested.engine.runner, tested.engine.target
     cache = KVCache(batch, CONTEXT + tokens)
-    ids = torch.full((batch, tokens), 5, device=trunk.device)
+    ids = torch.full((batch, tokens), 5, device=runner.device)
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
-        place = trunk.place([CONTEXT] * batch, tokens, cache.capacity)
-        return trunk.logits(trunk.run(target.stages, target.form, trunk.embed(ids), place, lambda _: cache))
+        context = runner.context([CONTEXT] * batch, tokens, cache.capacity)
+        return runner.logits(runner.run(target.stages, target.form, runner.embed(ids), context, lambda _: cache))
 
     return run
 

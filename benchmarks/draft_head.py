@@ -28,7 +28,7 @@ from truedepth.engine.drafts.drafts import AnyDraft
 from truedepth.engine.drafts.heads.draft_head import load_head
 from truedepth.engine.drafts.heads.packaged import packaged_head
 from truedepth.engine.drafts.heads.trained_head import HEAD_FILES
-from truedepth.engine.drafts.policy import FixedLength, Pacer
+from truedepth.engine.drafts.policy import FixedPolicy, SpeculationPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
@@ -51,13 +51,13 @@ def read_categories(path: Path, count: int) -> dict[str, list[str]]:
 
 
 def ways_of(engine: Engine, draft: AnyDraft, lengths: list[int]) -> dict[str, Way]:
-    def answer(request: Request, drafts: list[AnyDraft], pacer: Pacer | None) -> GenerationResult:
-        return engine.generate([request], drafts=drafts, pacer=pacer)[0]
+    def answer(request: Request, drafts: list[AnyDraft], policy: SpeculationPolicy | None) -> GenerationResult:
+        return engine.generate([request], drafts=drafts, policy=policy)[0]
 
-    ways = {"plain": partial(answer, drafts=[], pacer=None)}
+    ways = {"plain": partial(answer, drafts=[], policy=None)}
     for length in lengths:
-        ways[f"{length} drafted"] = partial(answer, drafts=[draft], pacer=FixedLength(length))
-    return {**ways, "adaptive": partial(answer, drafts=[draft], pacer=None)}
+        ways[f"{length} drafted"] = partial(answer, drafts=[draft], policy=FixedPolicy(length))
+    return {**ways, "adaptive": partial(answer, drafts=[draft], policy=None)}
 
 
 def with_speedups(figures: dict[str, Any]) -> dict[str, Any]:

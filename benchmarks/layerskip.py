@@ -32,7 +32,7 @@ from decoding_subjects import encode
 from in_turn import in_turn
 
 import truedepth
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.measuring.bandwidth import read_bandwidth
@@ -101,12 +101,12 @@ def speeds(
         drafts = {exit_layers: engine.draft(DepthPlan.of_layers(range(exit_layers), layers)) for exit_layers in exits}
         ways: dict[str, Callable[[Request], Any]] = {"plain": lambda request: engine.generate([request])[0]}
         for exit_layers, draft in drafts.items():
-            for pacer, name in (
-                (FixedLength(options.draft_length), f"{options.draft_length} tokens"),
+            for policy, name in (
+                (FixedPolicy(options.num_speculative_tokens), f"{options.num_speculative_tokens} tokens"),
                 (None, "adaptive"),
             ):
-                ways[f"exit {exit_layers}, {name}"] = lambda request, draft=draft, pacer=pacer: engine.generate(
-                    [request], drafts=[draft], pacer=pacer
+                ways[f"exit {exit_layers}, {name}"] = lambda request, draft=draft, policy=policy: engine.generate(
+                    [request], drafts=[draft], policy=policy
                 )[0]
         _, figures = in_turn(ways, asked, options.repeats)
     figures["transformers"] = transformers

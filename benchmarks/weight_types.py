@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from decoding_compare import compare
-from decoding_contestants import Contestant, Transformers, Truedepth, compiled
+from decoding_contestants import DraftConfig, Transformers, Truedepth, compiled
 from decoding_subjects import Subject, source_of
 from transformers import PreTrainedModel
 
@@ -29,7 +29,7 @@ def weight_types(tested: Subject, cache: Path, new_tokens: int, repeats: int, pr
     """Figures of `compare` for float32, bfloat16 and int8, batch 1."""
     left_out: dict[str, str] = {}
     context = max(map(len, tested.prompts)) + new_tokens + 1
-    found: list[Contestant] = [
+    found: list[DraftConfig] = [
         Truedepth("truedepth, float32", tested.engine),
         Transformers("transformers, float32", tested.model),
     ]
@@ -45,7 +45,7 @@ def weight_types(tested: Subject, cache: Path, new_tokens: int, repeats: int, pr
         return {**compared.to_dict(tested.model), "left_out": left_out}
 
 
-def _int8(tested: Subject, cache: Path, context: int) -> list[Contestant]:
+def _int8(tested: Subject, cache: Path, context: int) -> list[DraftConfig]:
     """int8 weights, quantised by row as they are read, the LM head's too."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -57,7 +57,7 @@ def _int8(tested: Subject, cache: Path, context: int) -> list[Contestant]:
     engine = Engine(quantised)
     engine.close()
     quantize_(quantised, Int8WeightOnlyConfig())
-    found: list[Contestant] = [
+    found: list[DraftConfig] = [
         Truedepth("truedepth, int8 (torchao)", engine, bytes_per_value=INT8_BYTES),
         Transformers("transformers, int8 (torchao)", quantised, bytes_per_value=INT8_BYTES),
     ]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from truedepth.engine.custom_generate import speculate
     from truedepth.engine.engine import Engine
     from truedepth.engine.generation import generate, stream
-    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.engine.sampling.logits_sampler import SamplingParams
     from truedepth.engine.sampling.request import Request
     from truedepth.engine.sampling.result import GenerationResult
     from truedepth.models.loading.load import LoadedModel, load
@@ -38,7 +38,7 @@ __all__ = [
     "GenerationResult",
     "LoadedModel",
     "Request",
-    "Sampling",
+    "SamplingParams",
     "Stage",
     "TruedepthError",
     "__version__",
@@ -57,7 +57,7 @@ _LAZY = {
     "GenerationResult": "truedepth.engine.sampling.result",
     "LoadedModel": "truedepth.models.loading.load",
     "Request": "truedepth.engine.sampling.request",
-    "Sampling": "truedepth.engine.sampling.logits_sampler",
+    "SamplingParams": "truedepth.engine.sampling.logits_sampler",
     "applied_plan": "truedepth.models.rewire",
     "apply": "truedepth.models.rewire",
     "generate": "truedepth.engine.generation",

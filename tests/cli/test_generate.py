@@ -201,8 +201,8 @@ def test_sampling_options_are_handed_on(run: Any, loaded: LoadedModel) -> None:
     args = {"temperature": 1.5, "top_k": 50, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 3}
     options = [part for name, value in args.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     _, out, _ = run("--prompt", PROMPT, "--max-new-tokens", "12", *options)
-    sampling = truedepth.Sampling(**args)  # type: ignore[arg-type]
-    assert out == generate(loaded, PROMPT, max_new_tokens=12, sampling=sampling).text + "\n"
+    sampling_params = truedepth.SamplingParams(**args)  # type: ignore[arg-type]
+    assert out == generate(loaded, PROMPT, max_new_tokens=12, sampling_params=sampling_params).text + "\n"
 
 
 @pytest.mark.parametrize("kind", ["notation", "file"])

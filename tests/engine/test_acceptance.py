@@ -62,8 +62,8 @@ def law_of_a_step(target: Any, draft: Any, limit: int, rule: Rule) -> Law:
     for (run, numbers), count, token in zip(cases, taken.tolist(), after.tolist(), strict=True):
         assert 0 <= count <= limit
         weight = 1 / 12 ** len(numbers)
-        for place, drawn in enumerate(run):
-            weight *= draft[place][drawn]
+        for position, drawn in enumerate(run):
+            weight *= draft[position][drawn]
         law[(*run[:count], token)] += weight
     return law
 
@@ -73,8 +73,8 @@ def samples_of(target: Any) -> Law:
     law = {}
     for run in itertools.product(range(TOKENS), repeat=len(target)):
         weight = 1.0
-        for place, token in enumerate(run):
-            weight *= target[place][token]
+        for position, token in enumerate(run):
+            weight *= target[position][token]
         law[run] = weight
     return law
 
@@ -144,13 +144,13 @@ def test_a_token_without_probability_never_comes(data: Any) -> None:
     number = st.sampled_from([0.0, 0.25, 0.999999, 1 - 2**-53])
     uniforms = torch.tensor([[data.draw(number) for _ in range(length + 1)] for _ in range(batch)], dtype=torch.float64)
     limits = torch.tensor([data.draw(st.integers(0, length)) for _ in range(batch)])
-    drafted = torch.stack([draw(draft[:, place], uniforms[:, place]) for place in range(length)], 1)
+    drafted = torch.stack([draw(draft[:, position], uniforms[:, position]) for position in range(length)], 1)
     taken, after = accept_sampled(drafted, target, draft, uniforms, limits)
     for row in range(batch):
         count = int(taken[row])
         assert count <= int(limits[row])
         assert target[row, count, after[row]] > 0
-        assert all(target[row, place, drafted[row, place]] > 0 for place in range(count))
+        assert all(target[row, position, drafted[row, position]] > 0 for position in range(count))
 
 
 def test_equal_distributions_take_everything() -> None:

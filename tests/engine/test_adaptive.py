@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedepth.engine.drafts.adaptive import Acceptance, Adaptive, RoundCost
-from truedepth.engine.drafts.policy import FixedLength, Pacer, Round
+from truedepth.engine.drafts.adaptive import Acceptance, AdaptivePolicy, RoundCost
+from truedepth.engine.drafts.policy import FixedPolicy, Round, SpeculationPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import UsageError
@@ -39,7 +39,7 @@ def mixed(easy: float, high: float, low: float) -> Token:
 
 
 def changing(before: float, after: float, at: float) -> Token:
-    return lambda rng, place: (rng.random(), before if place < at else after)
+    return lambda rng, position: (rng.random(), before if position < at else after)
 
 
 @dataclass(frozen=True)
@@ -82,35 +82,35 @@ class World:
     def noisy(self, seconds: float) -> float:
         return seconds * math.exp(self.rng.gauss(0, 0.1)) * (4 if self.rng.random() < 0.02 else 1)
 
-    def speed(self, pacer: Pacer, until: float) -> float:
+    def speed(self, policy: SpeculationPolicy, until: float) -> float:
         """Decode until so many tokens a sequence; how much faster that was than plain decoding."""
         tokens, seconds = self.tokens, self.seconds
         while self.tokens < until:
-            self.step(pacer)
+            self.step(policy)
         return (self.tokens - tokens) * PLAIN_SECONDS / (self.seconds - seconds)
 
-    def step(self, pacer: Pacer) -> None:
-        begun = pacer.begin(self.batch)
-        shadowed = pacer.wants_shadow
+    def step(self, policy: SpeculationPolicy) -> None:
+        begun = policy.begin(self.batch)
+        shadowed = policy.wants_shadow
         if begun is None:
             draft, drafted, accepted, confidences = None, 0, (0,) * self.batch, ()
             seconds = 0.0, PLAIN_SECONDS
         else:
             draft, most = begun
-            confidences, right = self.draft(self.drafts[draft], most, pacer)
+            confidences, right = self.draft(self.drafts[draft], most, policy)
             drafted = len(right[0])
             accepted = tuple([*own, False].index(False) for own in right)
             seconds = self.drafts[draft].seconds(drafted)
             self.lengths.append(drafted)
         shadow = self.shadow(sum(accepted) + self.batch) if shadowed and self.answers_shadow else ()
         timed = self.noisy(seconds[0]), self.noisy(seconds[1])
-        pacer.note(Round(draft, drafted, accepted, confidences, *timed, shadow))
+        policy.note(Round(draft, drafted, accepted, confidences, *timed, shadow))
         self.used[draft] += 1
         self.shadows += bool(shadow)
         self.seconds += sum(seconds) + bool(shadow) * sum(draft.head for draft in self.drafts) * PLAIN_SECONDS
         self.tokens += 1 + sum(accepted) / self.batch
 
-    def draft(self, draft: SimulatedDraft, most: int, pacer: Pacer) -> tuple[Any, list[list[bool]]]:
+    def draft(self, draft: SimulatedDraft, most: int, policy: SpeculationPolicy) -> tuple[Any, list[list[bool]]]:
         confidences: list[list[float]] = [[] for _ in range(self.batch)]
         right: list[list[bool]] = [[] for _ in range(self.batch)]
         while True:
@@ -119,7 +119,7 @@ class World:
                 own.append(confidence)
                 taken.append(self.rng.random() < chance)
             shown = tuple(map(tuple, confidences))
-            if len(right[0]) == most or not pacer.goes_on(len(right[0]), shown):
+            if len(right[0]) == most or not policy.goes_on(len(right[0]), shown):
                 return shown, right
 
     def shadow(self, looked: int) -> tuple[tuple[int, int], ...]:
@@ -130,14 +130,14 @@ class World:
 
 
 def mean_speed(drafts: Sequence[SimulatedDraft], until: float, batch: int = 1, seeds: int = 2) -> float:
-    speeds = [World(drafts, batch, seed).speed(Adaptive(len(drafts)), until) for seed in range(seeds)]
+    speeds = [World(drafts, batch, seed).speed(AdaptivePolicy(len(drafts)), until) for seed in range(seeds)]
     return sum(speeds) / seeds
 
 
 def best_fixed_speed(drafts: Sequence[SimulatedDraft], batch: int = 1) -> float:
     lengths = (1, 2, 3, 4, 6, 8, 12)
     return max(
-        World(drafts, batch).speed(FixedLength(length, index), 800)
+        World(drafts, batch).speed(FixedPolicy(length, index), 800)
         for index in range(len(drafts))
         for length in lengths
     )
@@ -148,7 +148,7 @@ def best_fixed_speed(drafts: Sequence[SimulatedDraft], batch: int = 1) -> float:
 @pytest.mark.parametrize("tokens", [300, 3000])
 def test_draft_that_is_never_right_costs_at_most_three_percent(draft: SimulatedDraft, tokens: int, batch: int) -> None:
     for seed in range(5 if tokens == 300 else 2):
-        assert World([draft], batch, seed).speed(Adaptive(), tokens) > 0.97
+        assert World([draft], batch, seed).speed(AdaptivePolicy(), tokens) > 0.97
 
 
 @pytest.mark.parametrize("chance", [0.1, 0.3, 0.5, 0.6])
@@ -159,7 +159,7 @@ def test_draft_that_does_not_pay_costs_at_most_three_percent(draft: SimulatedDra
 
 def test_several_bad_drafts_cost_no_more_than_one() -> None:
     for seed in range(4):
-        assert World([EXIT, DEEPER_EXIT, SKIPPING], seed=seed).speed(Adaptive(3), 300) > 0.97
+        assert World([EXIT, DEEPER_EXIT, SKIPPING], seed=seed).speed(AdaptivePolicy(3), 300) > 0.97
 
 
 @pytest.mark.parametrize("batch", [1, 4])
@@ -187,7 +187,7 @@ def test_uses_the_best_of_several_exits(good: int) -> None:
         SimulatedDraft(constant(0.9 if index == good else 0.3), shared=depth) for index, depth in enumerate(depths)
     ]
     world = World(drafts)
-    speed = world.speed(Adaptive(3), 2500)
+    speed = world.speed(AdaptivePolicy(3), 2500)
     assert max((0, 1, 2), key=lambda index: world.used[index]) == good
     assert speed > 0.9 * best_fixed_speed(drafts)
     assert 0 < world.shadows < 0.15 * sum(world.used.values())
@@ -196,7 +196,7 @@ def test_uses_the_best_of_several_exits(good: int) -> None:
 def test_uses_the_better_of_two_drafts_that_have_no_shadow() -> None:
     drafts = [SimulatedDraft(constant(chance), shared=0.0, head=0.1, own=0.15) for chance in (0.3, 0.9)]
     world = World(drafts)
-    assert world.speed(Adaptive(2), 2500) > 0.9 * best_fixed_speed(drafts)
+    assert world.speed(AdaptivePolicy(2), 2500) > 0.9 * best_fixed_speed(drafts)
     assert world.used[1] > 4 * world.used[0]
 
 
@@ -205,11 +205,11 @@ def test_switches_exits_when_another_becomes_better() -> None:
         SimulatedDraft(changing(0.9, 0.1, 1000), shared=0.15),
         SimulatedDraft(changing(0.1, 0.9, 1000), shared=0.25),
     ]
-    world, pacer = World(drafts), Adaptive(2)
-    world.speed(pacer, 1000)
-    world.speed(pacer, 1400)
+    world, policy = World(drafts), AdaptivePolicy(2)
+    world.speed(policy, 1000)
+    world.speed(policy, 1400)
     world.used.clear()
-    assert world.speed(pacer, 2500) > 1.3
+    assert world.speed(policy, 2500) > 1.3
     assert world.used[1] > 4 * world.used[0]
 
 
@@ -218,40 +218,40 @@ def test_switches_exits_when_another_becomes_better() -> None:
 @pytest.mark.parametrize("draft", [EXIT, SimulatedDraft(EXIT.token, shared=0.0, own=0.2)], ids=["exit", "own layers"])
 def test_turns_on_again_when_acceptance_becomes_good(draft: SimulatedDraft, answers_shadow: bool, batch: int) -> None:
     drafts = [with_token(draft, changing(0.0, 0.9, 1000))]
-    world, pacer = World(drafts, batch, answers_shadow=answers_shadow), Adaptive()
-    assert world.speed(pacer, 1000) > 0.97
-    world.speed(pacer, 1600)
-    assert world.speed(pacer, 2600) > 1.15
+    world, policy = World(drafts, batch, answers_shadow=answers_shadow), AdaptivePolicy()
+    assert world.speed(policy, 1000) > 0.97
+    world.speed(policy, 1600)
+    assert world.speed(policy, 2600) > 1.15
 
 
 def test_turns_off_soon_when_acceptance_becomes_bad() -> None:
-    world, pacer = World([with_token(EXIT, changing(0.9, 0.0, 1000))]), Adaptive()
-    assert world.speed(pacer, 1000) > 1.4
-    assert world.speed(pacer, 1300) > 0.95
-    assert world.speed(pacer, 2300) > 0.98
+    world, policy = World([with_token(EXIT, changing(0.9, 0.0, 1000))]), AdaptivePolicy()
+    assert world.speed(policy, 1000) > 1.4
+    assert world.speed(policy, 1300) > 0.95
+    assert world.speed(policy, 2300) > 0.98
 
 
 def test_looks_again_ever_more_rarely_while_nothing_pays() -> None:
-    world, pacer = World([SKIPPING]), Adaptive()
-    world.speed(pacer, 400)
+    world, policy = World([SKIPPING]), AdaptivePolicy()
+    world.speed(policy, 400)
     early = sum(world.used.values()) - world.used[None]
     world.used.clear()
-    world.speed(pacer, 1200)
+    world.speed(policy, 1200)
     assert 0 < sum(world.used.values()) - world.used[None] < 2 * early + 2
 
 
 def test_keeps_what_it_learnt_for_batch_sizes_apart() -> None:
     """Rounds that pay for one sequence need not for four: verifying may widen less cheaply."""
-    pacer = Adaptive()
+    policy = AdaptivePolicy()
     single = World([SimulatedDraft(constant(0.8))], batch=1)
     four = World([SimulatedDraft(constant(0.8), widening=1.5)], batch=4)
     for until in range(100, 1600, 100):
-        single.speed(pacer, until)
-        four.speed(pacer, until)
+        single.speed(policy, until)
+        four.speed(policy, until)
     single.used.clear()
     four.used.clear()
-    single.speed(pacer, 2100)
-    four.speed(pacer, 2100)
+    single.speed(policy, 2100)
+    four.speed(policy, 2100)
     assert single.used[0] > 3 * single.used[None]
     assert four.used[None] > 3 * four.used[0]
 
@@ -260,17 +260,17 @@ def test_same_observations_give_same_decisions() -> None:
     drafts = [with_token(EXIT, constant(0.7)), with_token(DEEPER_EXIT, constant(0.8))]
     worlds = [World(drafts, 2), World(drafts, 2)]
     for world in worlds:
-        world.speed(Adaptive(2), 500)
+        world.speed(AdaptivePolicy(2), 500)
     assert worlds[0].used == worlds[1].used
     assert worlds[0].lengths == worlds[1].lengths
 
 
 def test_first_steps_are_plain_and_first_rounds_short() -> None:
-    world, pacer = World([with_token(EXIT, constant(0.9))]), Adaptive()
+    world, policy = World([with_token(EXIT, constant(0.9))]), AdaptivePolicy()
     for _ in range(4):
-        world.step(pacer)
+        world.step(policy)
     assert world.used == {None: 4}
-    world.step(pacer)
+    world.step(policy)
     assert world.lengths == [1]
 
 
@@ -292,10 +292,10 @@ def test_first_steps_are_plain_and_first_rounds_short() -> None:
 def test_whatever_is_seen_choices_are_within_bounds(
     steps: list[tuple[int, float, float, int, bool]], num_drafts: int, longest: int
 ) -> None:
-    pacer = Adaptive(num_drafts, longest)
+    policy = AdaptivePolicy(num_drafts, longest)
     for batch, draft_seconds, verify_seconds, seed, heeds in steps:
         rng = random.Random(seed)
-        begun = pacer.begin(batch)
+        begun = policy.begin(batch)
         draft, drafted = None, 0
         confidences: tuple[tuple[float, ...], ...] = ()
         if begun is not None:
@@ -305,12 +305,12 @@ def test_whatever_is_seen_choices_are_within_bounds(
             if heeds:  # the decoder may have no room to draft
                 drafted = rng.randint(1, most)
                 confidences = tuple(tuple(rng.random() for _ in range(drafted)) for _ in range(batch))
-                assert pacer.goes_on(drafted, confidences) in (True, False)
+                assert policy.goes_on(drafted, confidences) in (True, False)
             else:
                 draft = None
         accepted = tuple(rng.randint(0, drafted) for _ in range(batch))
-        shadow = tuple((rng.randint(0, batch), batch) for _ in range(num_drafts)) if pacer.wants_shadow else ()
-        pacer.note(Round(draft, drafted, accepted, confidences, draft_seconds, verify_seconds, shadow))
+        shadow = tuple((rng.randint(0, batch), batch) for _ in range(num_drafts)) if policy.wants_shadow else ()
+        policy.note(Round(draft, drafted, accepted, confidences, draft_seconds, verify_seconds, shadow))
 
 
 @given(st.lists(st.tuples(st.integers(0, 64), st.integers(1, 64)), max_size=50), st.floats(0, 1))
@@ -353,7 +353,7 @@ def test_round_cost_is_a_guess_before_the_first_round() -> None:
 @pytest.mark.parametrize("arguments", [{"num_drafts": 0}, {"longest": 0}])
 def test_refuses_nothing_to_pace(arguments: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="at least"):
-        Adaptive(**arguments)
+        AdaptivePolicy(**arguments)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -368,10 +368,10 @@ def test_greedy_text_is_that_of_plain_decoding(
     with Engine(tiny_model("llama")) as engine:
         plain = engine.generate(requests)
         drafts = [engine.draft(plan) for plan in plans]
-        pacer = Adaptive(len(drafts))
+        policy = AdaptivePolicy(len(drafts))
         drafted = 0  # in the second round perhaps none, where drafting took long in the first
         for _ in range(2):
-            adaptive = engine.generate(requests, drafts=drafts, pacer=pacer)
+            adaptive = engine.generate(requests, drafts=drafts, policy=policy)
             assert [result.token_ids for result in adaptive] == [result.token_ids for result in plain]
             drafted += sum(result.drafted for result in adaptive)
     assert drafted

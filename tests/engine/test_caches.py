@@ -14,7 +14,7 @@ ROWS, CAPACITY, HEADS, DIM = 3, 7, 2, 4
 
 
 def slots(places: dict[int, list[int]]) -> torch.Tensor:
-    return torch.tensor([row * CAPACITY + place for row, own in places.items() for place in own])
+    return torch.tensor([row * CAPACITY + position for row, own in places.items() for position in own])
 
 
 def entries(rows: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,7 +61,7 @@ def test_a_lent_cache_is_read_and_not_written() -> None:
     cache = KVCache(ROWS, CAPACITY)
     cache.write(0, *entries(1, 2), slots({0: [0, 1]}))
     before = cache.read(0, slice(0, 1), 2)[0].clone()
-    lent = cache.lend()
+    lent = cache.read_only()
     lent.write(0, *entries(1, 2, seed=1), slots({0: [0, 1]}))
     assert lent.read(0, slice(0, 1), 2)[0].equal(before)
 

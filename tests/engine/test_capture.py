@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop.decoder import Decoder
 from truedepth.engine.runner.capture import Function, Replay
-from truedepth.engine.sampling.batch_sampler import Choice
-from truedepth.engine.sampling.logits_sampler import Chooser, Sampling
+from truedepth.engine.sampling.batch_sampler import BatchSampler
+from truedepth.engine.sampling.logits_sampler import LogitsSampler, SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.plan import DepthPlan
 
@@ -46,8 +46,8 @@ def test_captured_steps_write_the_same_tokens(
         drafts = [] if draft is None else [engine.draft(DepthPlan.parse(draft, 6))]
         expected = [list(result.token_ids) for result in engine.generate(requests)]
         sequences = engine.sequences(requests)
-        choice = Choice([Chooser.of(Sampling())] * 2, engine.trunk.vocabulary_size)
-        decoder = Decoder(engine.trunk, engine.target, drafts, _pacer(drafts), sequences, choice, recorder)
+        sampler = BatchSampler([LogitsSampler.of(SamplingParams())] * 2, engine.runner.vocabulary_size)
+        decoder = Decoder(engine.runner, engine.target, drafts, _policy(drafts), sequences, sampler, recorder)
         steps = len(list(decoder.steps()))
     assert [list(sequence.result().token_ids) for sequence in sequences] == expected
     assert recorder.replayed > steps / 2
@@ -67,7 +67,7 @@ def test_cuda_graphs_write_the_same_tokens(tiny_model: Callable[..., Any], token
             assert list(result.token_ids) == expected[0, 9:].tolist()
 
 
-def _pacer(drafts: Sequence[Any]) -> Any:
-    from truedepth.engine.drafts.policy import Never
+def _policy(drafts: Sequence[Any]) -> Any:
+    from truedepth.engine.drafts.policy import NoSpeculation
 
-    return FixedLength(3) if drafts else Never()
+    return FixedPolicy(3) if drafts else NoSpeculation()

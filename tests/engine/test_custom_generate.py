@@ -68,7 +68,7 @@ def test_greedy_is_the_same_in_every_family(
 ) -> None:
     model, ids = tiny_model(family_name), token_ids(2, 6)
     expected = model.generate(ids, max_new_tokens=NEW, do_sample=False)
-    decode = truedepth.speculate("exit:4", draft_length=3)
+    decode = truedepth.speculate("exit:4", num_speculative_tokens=3)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, custom_generate=decode), expected)
 
 
@@ -94,7 +94,7 @@ def test_left_padded_batches_are_the_same(options: dict[str, Any], model: Any, p
     if "max_length" not in options:
         asked["max_new_tokens"] = NEW
     expected = model.generate(**asked)
-    decode = truedepth.speculate(DRAFT, draft_length=3)
+    decode = truedepth.speculate(DRAFT, num_speculative_tokens=3)
     assert torch.equal(model.generate(**asked, custom_generate=decode), expected)
 
 
@@ -107,7 +107,7 @@ def test_any_draft_is_the_same(draft: Any, model: Any, padded: dict[str, Tensor]
 
 @pytest.mark.parametrize(("draft", "accepted"), [("0-5", "all"), (DRAFT, "some")])
 def test_results_tell_what_was_accepted(draft: str, accepted: str, model: Any, padded: dict[str, Tensor]) -> None:
-    decode = truedepth.speculate(draft, draft_length=4)
+    decode = truedepth.speculate(draft, num_speculative_tokens=4)
     model.generate(**padded, max_new_tokens=NEW, do_sample=False, eos_token_id=None, custom_generate=decode)
     assert [len(result.token_ids) for result in decode.results] == [NEW] * 3
     taken, drafted = (sum(getattr(result, name) for result in decode.results) for name in ("accepted", "drafted"))
@@ -124,7 +124,7 @@ def test_stopping_criteria_see_padded_rows(model: Any, padded: dict[str, Tensor]
 
     asked = {**padded, "max_new_tokens": NEW, "stopping_criteria": StoppingCriteriaList([Seen()])}
     expected = model.generate(**asked, do_sample=False)
-    decode = truedepth.speculate("0-5", draft_length=4)
+    decode = truedepth.speculate("0-5", num_speculative_tokens=4)
     written = model.generate(**asked, do_sample=False, custom_generate=decode)
     lengths = {len(result.token_ids) for result in decode.results}
     assert torch.equal(written, expected)
@@ -136,7 +136,7 @@ def test_sampling_follows_torchs_seed(model: Any, token_ids: Callable[..., Any])
     written = []
     for seed in (1, 1, 2):
         set_seed(seed)
-        decode = truedepth.speculate(DRAFT, draft_length=3)
+        decode = truedepth.speculate(DRAFT, num_speculative_tokens=3)
         written.append(model.generate(ids, max_new_tokens=NEW, do_sample=True, custom_generate=decode))
     assert torch.equal(written[0], written[1])
     assert not torch.equal(written[0], written[2])
@@ -147,7 +147,7 @@ def test_sampling_follows_torchs_seed(model: Any, token_ids: Callable[..., Any])
 def test_sampling_has_the_models_distribution(model: Any, token_ids: Callable[..., Any]) -> None:
     ids = token_ids(1, 6).repeat(500, 1)
     asked = {"max_new_tokens": 3, "do_sample": True, "temperature": 0.7, "top_k": 5, "eos_token_id": None}
-    asked["custom_generate"] = truedepth.speculate(DRAFT, draft_length=2)
+    asked["custom_generate"] = truedepth.speculate(DRAFT, num_speculative_tokens=2)
     set_seed(0)
     speculated = torch.cat([model.generate(ids, **asked)[:, -1] for _ in range(8)])
     asked.pop("custom_generate")
@@ -172,7 +172,7 @@ def test_output_as_a_dictionary(model: Any, padded: dict[str, Tensor]) -> None:
 
 def test_streamer(model: Any, token_ids: Callable[..., Any]) -> None:
     ids, streamer = token_ids(1, 6), Kept()
-    decode = truedepth.speculate("0-5", draft_length=4, streamer=streamer)
+    decode = truedepth.speculate("0-5", num_speculative_tokens=4, streamer=streamer)
     written = model.generate(ids, max_new_tokens=11, do_sample=False, eos_token_id=None, custom_generate=decode)
     assert streamer.ended
     assert [len(part) for part in streamer.parts] == [6, 1, 5, 5]
@@ -201,7 +201,7 @@ def test_a_plan_that_the_model_runs_is_the_target(model: Any, token_ids: Callabl
     truedepth.apply(model, DepthPlan.parse("0 2-5", 6))
     ids = token_ids(1, 6)
     expected = model.generate(ids, max_new_tokens=NEW, do_sample=False)
-    decode = truedepth.speculate("exit:3", draft_length=3)
+    decode = truedepth.speculate("exit:3", num_speculative_tokens=3)
     assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False, custom_generate=decode), expected)
 
 
@@ -210,7 +210,7 @@ def test_peft(model: Any, token_ids: Callable[..., Any]) -> None:
     wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
     ids = token_ids(1, 6)
     expected = wrapped.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False)
-    decode = truedepth.speculate(DRAFT, draft_length=3)
+    decode = truedepth.speculate(DRAFT, num_speculative_tokens=3)
     written = wrapped.generate(input_ids=ids, max_new_tokens=NEW, do_sample=False, custom_generate=decode)
     assert torch.equal(written, expected)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from truedepth.engine.sampling.detokenizer import TextWriter
+from truedepth.engine.sampling.detokenizer import IncrementalDetokenizer
 
 TEXT = "Grüße, 你好 😀👍🏽!\tTabs\n\nand  spaces "
 
@@ -33,9 +33,9 @@ def by_words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
 
 
-def write(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[TextWriter, bool]:
+def write(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[IncrementalDetokenizer, bool]:
     """Feed tokens up to the one that ends the text; whether one did."""
-    writer = TextWriter(tokenizer, stop)
+    writer = IncrementalDetokenizer(tokenizer, stop)
     return writer, any(writer.add(token) for token in ids)
 
 
@@ -72,7 +72,7 @@ class TestPieces:
         assert (writer.finish(), stopped) == (TEXT, True)
 
     def test_nothing(self, by_bytes: Any) -> None:
-        assert TextWriter(by_bytes).finish() == ""
+        assert IncrementalDetokenizer(by_bytes).finish() == ""
 
     def test_half_a_character_at_the_end(self, by_bytes: Any) -> None:
         ids = by_bytes("a😀")["input_ids"][:-1]

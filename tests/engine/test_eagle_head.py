@@ -14,24 +14,24 @@ import torch
 from safetensors.torch import load_file
 
 from truedepth.engine.cpu.layouts import can_lay_out
-from truedepth.engine.cpu.packing import is_hollow
+from truedepth.engine.cpu.packing import is_freed
 from truedepth.engine.drafts.heads.draft_head import load_head
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength, Round
+from truedepth.engine.drafts.policy import FixedPolicy, Round
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop.decoder import Decoder
-from truedepth.engine.sampling.batch_sampler import Choice
-from truedepth.engine.sampling.logits_sampler import Chooser, Sampling
+from truedepth.engine.sampling.batch_sampler import BatchSampler
+from truedepth.engine.sampling.logits_sampler import LogitsSampler, SamplingParams
 from truedepth.errors import DraftError, UsageError
 
 PART = DraftVocabulary(torch.tensor([2, *range(10, 50)]))
 
 
-def made(model: Any, depths: Sequence[int] = (2, 4, 6), **options: Any) -> StatesHead:
+def made(model: Any, depths: Sequence[int] = (2, 4, 6), **options: Any) -> EagleHead:
     """A head with weights that the model does not have, as if it had been trained."""
-    head = StatesHead.fresh(model, depths, **{"vocabulary": PART, **options})
+    head = EagleHead.fresh(model, depths, **{"vocabulary": PART, **options})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in head.parameters():
@@ -69,7 +69,7 @@ class TestLossless:
         head = made(model)
         with Engine(model) as engine:
             plain = tokens(engine.generate(requests))
-            drafted = engine.generate(requests, drafts=[engine.draft_of(head)], pacer=FixedLength(3))
+            drafted = engine.generate(requests, drafts=[engine.draft_of(head)], policy=FixedPolicy(3))
         assert tokens(drafted) == plain
         assert sum(result.drafted for result in drafted) > 20
 
@@ -86,7 +86,7 @@ class TestLossless:
             draft = engine.draft_of(head)
             for requests in (asked([9, 2, 8, 20]), asked(9)[2:3]):
                 expected = tokens(engine.generate(requests))
-                assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(length))) == expected
+                assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(length))) == expected
 
     @pytest.mark.parametrize("temperature", [0.0, 0.7])
     def test_in_turns_with_plain_steps_and_other_drafts(
@@ -96,17 +96,17 @@ class TestLossless:
         model = tiny_model("mistral")
         head, exit_head = made(model), ExitHead.fresh(model, plan_of("0-2"), vocabulary=PART)
         rounds = [(0, 3), None, (1, 4), (2, 2), *[None] * 36, (0, 2), (1, 30), (0, 5)]
-        requests = asked([70, 14, 55, 60], sampling=Sampling(temperature=temperature, seed=1))
+        requests = asked([70, 14, 55, 60], sampling_params=SamplingParams(temperature=temperature, seed=1))
         with Engine(model) as engine:
             drafts = [engine.draft_of(head), engine.draft_of(exit_head), engine.draft(plan_of("0-4"))]
-            pacer = Scripted(rounds)
-            results = engine.generate(requests, drafts=drafts, pacer=pacer)
+            policy = Scripted(rounds)
+            results = engine.generate(requests, drafts=drafts, policy=policy)
             if temperature == 0:
                 assert tokens(results) == tokens(engine.generate(requests))
         assert [len(result.token_ids) for result in results] == [70, 14, 55, 60]
-        assert {step.draft for step in pacer.seen} == {None, 0, 1, 2}
-        assert all(step.shadow[0] == (0, 0) for step in pacer.seen)
-        assert all(step.shadow[2][1] > 0 for step in pacer.seen if step.draft in (None, 0))
+        assert {step.draft for step in policy.seen} == {None, 0, 1, 2}
+        assert all(step.shadow[0] == (0, 0) for step in policy.seen)
+        assert all(step.shadow[2][1] > 0 for step in policy.seen if step.draft in (None, 0))
 
     def test_adaptive_pacing(self, tiny_model: Any, asked: Any) -> None:
         model = tiny_model("llama")
@@ -121,9 +121,9 @@ class TestLossless:
         model = tiny_model("gemma3")
         head = made(model)
         with Engine(model) as engine:
-            whole = engine.generate(asked(9), drafts=[engine.draft_of(head)], pacer=FixedLength(3))
+            whole = engine.generate(asked(9), drafts=[engine.draft_of(head)], policy=FixedPolicy(3))
             monkeypatch.setattr("truedepth.engine.loop.decoder.PROMPT_CHUNK", 4)
-            parts = engine.generate(asked(9), drafts=[engine.draft_of(head)], pacer=FixedLength(3))
+            parts = engine.generate(asked(9), drafts=[engine.draft_of(head)], policy=FixedPolicy(3))
         assert [result.steps for result in parts] == [result.steps for result in whole]
         assert tokens(parts) == tokens(whole)
 
@@ -139,9 +139,9 @@ class TestLossless:
         with Engine(model) as engine:
             expected = tokens(engine.generate(asked(20)))
             sequences = engine.sequences(asked(20))
-            choice = Choice([Chooser.of(Sampling())] * 4, engine.trunk.vocabulary_size)
+            sampler = BatchSampler([LogitsSampler.of(SamplingParams())] * 4, engine.runner.vocabulary_size)
             drafts = [engine.draft_of(head)]
-            decoder = Decoder(engine.trunk, engine.target, drafts, FixedLength(2), sequences, choice, record)
+            decoder = Decoder(engine.runner, engine.target, drafts, FixedPolicy(2), sequences, sampler, record)
             list(decoder.steps())
         assert [tuple(sequence.result().token_ids) for sequence in sequences] == expected
 
@@ -150,8 +150,8 @@ class TestLossless:
         head = made(model, rank=2)
         before = copy.deepcopy(head.state_dict())
         with Engine(model) as engine:
-            engine.generate(asked(4), drafts=[engine.draft_of(head)], pacer=FixedLength(2))
-            assert is_hollow(head.fuse.weight) == can_lay_out(model.device, model.dtype)
+            engine.generate(asked(4), drafts=[engine.draft_of(head)], policy=FixedPolicy(2))
+            assert is_freed(head.fuse.weight) == can_lay_out(model.device, model.dtype)
         assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
@@ -159,12 +159,12 @@ class TestRefusals:
     @pytest.mark.parametrize("depths", [(), (0, 3), (3, 7), (4, 2), (3, 3)])
     def test_depths(self, depths: Any, tiny_model: Any) -> None:
         with pytest.raises(UsageError, match=r"give at least one, rising, from 1 to 6"):
-            StatesHead.fresh(tiny_model("llama"), depths)
+            EagleHead.fresh(tiny_model("llama"), depths)
 
     @pytest.mark.parametrize("num_layers", [0, 7])
     def test_numbers_of_layers(self, num_layers: int, tiny_model: Any) -> None:
         with pytest.raises(UsageError, match=f"the head has {num_layers} layers of its own; it can have 1 to 6"):
-            StatesHead.fresh(tiny_model("llama"), (6,), num_layers=num_layers)
+            EagleHead.fresh(tiny_model("llama"), (6,), num_layers=num_layers)
 
     def test_a_target_that_is_a_plan(self, tiny_model: Any, plan_of: Any) -> None:
         model = tiny_model("llama")
@@ -198,14 +198,14 @@ class TestFiles:
         head.text, head.agreement = "some chat", {"chat": (0.5, 0.25)}
         head.save(tmp_path)
         loaded = load_head(tmp_path, model)
-        assert isinstance(loaded, StatesHead)
+        assert isinstance(loaded, EagleHead)
         assert (loaded.depths, loaded.text, loaded.agreement) == ((3, 6), "some chat", {"chat": (0.5, 0.25)})
         state = head.state_dict()
         assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
         with Engine(model) as engine:
             late = load_head(tmp_path, model)  # while the model is packed
             runs = [
-                engine.generate(asked(9), drafts=[engine.draft_of(each)], pacer=FixedLength(3))
+                engine.generate(asked(9), drafts=[engine.draft_of(each)], policy=FixedPolicy(3))
                 for each in (head, loaded, late)
             ]
         steps = [[result.steps for result in run] for run in runs]
@@ -214,7 +214,7 @@ class TestFiles:
     def test_the_models_rows_are_not_in_the_file(self, tmp_path: Path, tiny_model: Any) -> None:
         model = tiny_model("llama")
         for rank, names in ((0, set()), (2, {"down.weight", "up.weight"}), (None, {"weight"})):
-            StatesHead.fresh(model, (6,), rank=rank).save(tmp_path)
+            EagleHead.fresh(model, (6,), rank=rank).save(tmp_path)
             found = {name for name in load_file(tmp_path / "head.safetensors") if name.startswith("projection.")}
             assert found == {f"projection.{name}" for name in names}
             assert json.loads((tmp_path / "head.json").read_text())["projection_rank"] == rank

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import truedepth
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.methods.plan_text import read_plan
@@ -84,7 +84,7 @@ def test_speculation_writes_the_same(
     draft = engine.draft(read_plan(plan, 30))
     written = []
     for first in range(0, len(requests), batch):
-        written += engine.generate(requests[first : first + batch], drafts=[draft], pacer=FixedLength(4))
+        written += engine.generate(requests[first : first + batch], drafts=[draft], policy=FixedPolicy(4))
     assert [result.token_ids for result in written] == expected
     assert sum(result.drafted for result in written) > 0
 
@@ -93,7 +93,7 @@ def test_the_head_that_comes_with_it(loaded: LoadedModel, engine: Engine) -> Non
     """It writes what the model writes, and is right often enough to pay."""
     prompts = ["Explain to a child why the sky is blue.", "Write a Python function that reverses a string."]
     plain = truedepth.generate(engine, prompts, max_new_tokens=48)
-    drafted = truedepth.generate(engine, prompts, max_new_tokens=48, draft="default", draft_length=2)
+    drafted = truedepth.generate(engine, prompts, max_new_tokens=48, draft="default", num_speculative_tokens=2)
     assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
     first = sum(result.acceptance_by_position[0] for result in drafted) / len(drafted)
     assert first > 0.3

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.errors import DecodingError, UnsupportedModelError, UsageError
@@ -74,7 +74,7 @@ def test_the_steps_add_up_to_the_results(tiny_model: Any, plan_of: Any, asked: A
         for drafts in ([], [engine.draft(plan_of("0 1 (2|3) 4 5"))]):
             sequences = engine.sequences(asked([9, 1, 12, 5]))
             texts: dict[int, list[int]] = {0: [], 1: [], 2: [], 3: []}
-            for updates in engine.steps(sequences, drafts=drafts, pacer=FixedLength(3)):
+            for updates in engine.steps(sequences, drafts=drafts, policy=FixedPolicy(3)):
                 for sequence, count in updates:
                     texts[sequence.index] += sequence.tokens[len(sequence.tokens) - count :]
                     assert count >= 1
@@ -104,8 +104,12 @@ def test_what_ends_a_text(tiny_model: Any, asked: Any) -> None:
         assert tokens(engine.generate(asked(10, ignore_end=False))) == longest
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=0.7, top_k=9, repetition_penalty=1.3, seed=3)])
-def test_logprobs_are_those_of_the_model(sampling: Sampling, tiny_model: Any, plan_of: Any, asked: Any) -> None:
+@pytest.mark.parametrize(
+    "sampling_params", [SamplingParams(), SamplingParams(temperature=0.7, top_k=9, repetition_penalty=1.3, seed=3)]
+)
+def test_logprobs_are_those_of_the_model(
+    sampling_params: SamplingParams, tiny_model: Any, plan_of: Any, asked: Any
+) -> None:
     """Of the target, before sampling changes them, for drafted tokens as for others."""
     model = tiny_model("gemma2")
     with Engine(model) as engine:
@@ -113,7 +117,9 @@ def test_logprobs_are_those_of_the_model(sampling: Sampling, tiny_model: Any, pl
             for request, result in zip(
                 asked([9, 14, 5, 1]),
                 engine.generate(
-                    asked([9, 14, 5, 1], sampling=sampling, logprobs=True), drafts=drafts, pacer=FixedLength(3)
+                    asked([9, 14, 5, 1], sampling_params=sampling_params, logprobs=True),
+                    drafts=drafts,
+                    policy=FixedPolicy(3),
                 ),
                 strict=True,
             ):
@@ -137,23 +143,25 @@ def test_a_seed_gives_the_same_text_alone_and_in_a_batch(
     """With ends, too, that are drafted and refused in one sequence while others go on."""
     stop = frozenset(ends)
     requests = [
-        Request(prompt, new, Sampling(temperature=1.3, top_k=top_k, seed=seed), stop_token_ids=stop, ignore_end=True)
+        Request(
+            prompt, new, SamplingParams(temperature=1.3, top_k=top_k, seed=seed), stop_token_ids=stop, ignore_end=True
+        )
         for seed, (prompt, new, top_k) in enumerate(zip(prompts, (7, 12, 3, 1), (None, 20, 5, None), strict=True))
     ]
     with Engine(tiny_model("llama")) as engine:
-        drafts, pacer = [engine.draft(plan_of("0 1 (2|3) 4 5", "par"))], FixedLength(length)
-        together = tokens(engine.generate(requests, drafts=drafts, pacer=pacer))
-        assert tokens(engine.generate(requests, drafts=drafts, pacer=pacer)) == together
+        drafts, policy = [engine.draft(plan_of("0 1 (2|3) 4 5", "par"))], FixedPolicy(length)
+        together = tokens(engine.generate(requests, drafts=drafts, policy=policy))
+        assert tokens(engine.generate(requests, drafts=drafts, policy=policy)) == together
         for request, text in zip(requests, together, strict=True):
-            assert engine.generate([request], drafts=drafts, pacer=pacer)[0].token_ids == text
-        backwards = engine.generate(requests[::-1], drafts=drafts, pacer=pacer)
+            assert engine.generate([request], drafts=drafts, policy=policy)[0].token_ids == text
+        backwards = engine.generate(requests[::-1], drafts=drafts, policy=policy)
         assert tokens(backwards)[::-1] == together
 
 
 def test_other_seeds_and_no_seed_give_other_texts(tiny_model: Any, prompts: list[list[int]]) -> None:
     with Engine(tiny_model("llama")) as engine:
         for seeds in (range(6), [None] * 6):
-            requests = [Request(prompts[0], 12, Sampling(temperature=1.0, seed=seed)) for seed in seeds]
+            requests = [Request(prompts[0], 12, SamplingParams(temperature=1.0, seed=seed)) for seed in seeds]
             assert len(set(tokens(engine.generate(requests)))) == 6
 
 
@@ -162,23 +170,23 @@ def test_greedy_and_sampled_requests_in_one_batch(
     drafted: bool, tiny_model: Any, plan_of: Any, prompts: list[list[int]]
 ) -> None:
     ways = [
-        Sampling(),
-        Sampling(temperature=1.0, seed=5),
-        Sampling(repetition_penalty=1.5),
-        Sampling(temperature=0.8, min_p=0.1, repetition_penalty=1.2, seed=6),
+        SamplingParams(),
+        SamplingParams(temperature=1.0, seed=5),
+        SamplingParams(repetition_penalty=1.5),
+        SamplingParams(temperature=0.8, min_p=0.1, repetition_penalty=1.2, seed=6),
     ]
     requests = [Request(prompt, 10, way, ignore_end=True) for prompt, way in zip(prompts, ways, strict=True)]
     with Engine(tiny_model("llama")) as engine:
         drafts = [engine.draft(plan_of("0 1 (2|3) 4 5"))] if drafted else []
-        alone = [engine.generate([request], drafts=drafts, pacer=FixedLength(3))[0].token_ids for request in requests]
-        assert tokens(engine.generate(requests, drafts=drafts, pacer=FixedLength(3))) == alone
+        alone = [engine.generate([request], drafts=drafts, policy=FixedPolicy(3))[0].token_ids for request in requests]
+        assert tokens(engine.generate(requests, drafts=drafts, policy=FixedPolicy(3))) == alone
         assert alone[0] == engine.generate(requests[:1])[0].token_ids
         assert alone[2] == engine.generate(requests[2:3])[0].token_ids
 
 
 def test_a_repetition_penalty_is_that_of_transformers(tiny_model: Any, plan_of: Any, asked: Any) -> None:
     model, penalty = tiny_model("llama"), 1.8
-    requests = asked(14, sampling=Sampling(repetition_penalty=penalty))
+    requests = asked(14, sampling_params=SamplingParams(repetition_penalty=penalty))
     expected = []
     for request in requests:
         ids = torch.tensor([list(request.prompt_ids)])
@@ -190,7 +198,7 @@ def test_a_repetition_penalty_is_that_of_transformers(tiny_model: Any, plan_of: 
         assert tokens(engine.generate(requests)) == expected
         assert tokens(engine.generate(asked(14))) != expected
         assert (
-            tokens(engine.generate(requests, drafts=[engine.draft(plan_of("0 1 (2|3) 4 5"))], pacer=FixedLength(3)))
+            tokens(engine.generate(requests, drafts=[engine.draft(plan_of("0 1 (2|3) 4 5"))], policy=FixedPolicy(3)))
             == expected
         )
 
@@ -230,7 +238,7 @@ def test_the_whole_context_can_be_used_with_a_draft(tiny_model: Any, plan_of: An
     with Engine(tiny_model("qwen3")) as engine:
         expected = engine.generate([request])[0].token_ids
         draft = engine.draft(plan_of("0-4"))
-        assert engine.generate([request], drafts=[draft], pacer=FixedLength(32))[0].token_ids == expected
+        assert engine.generate([request], drafts=[draft], policy=FixedPolicy(32))[0].token_ids == expected
 
 
 def test_an_unknown_model_is_refused() -> None:
@@ -257,11 +265,11 @@ def test_logits_that_are_not_numbers_are_reported(
     target: Any, draft: Any, temperature: float, tiny_model: Any, plan_of: Any, asked: Any
 ) -> None:
     """Whether they come with the prompt, or with a drafted token."""
-    requests = asked(6, sampling=Sampling(temperature=temperature))
+    requests = asked(6, sampling_params=SamplingParams(temperature=temperature))
     with Engine(poisoned(tiny_model("llama"), 4), target=plan_of(*target)) as engine:
         drafts = [] if draft is None else [engine.draft(plan_of(*draft))]
         with pytest.raises(DecodingError, match="not numbers"):
-            engine.generate(requests, drafts=drafts, pacer=FixedLength(3))
+            engine.generate(requests, drafts=drafts, policy=FixedPolicy(3))
 
 
 @pytest.mark.parametrize("drafted", [False, True])
@@ -272,10 +280,12 @@ def test_logits_that_stop_being_numbers(
 ) -> None:
     """In a plain step, or in verification by layers that the draft does not run, after some that were sound."""
     model = tiny_model("llama")
-    sampling = Sampling(temperature=temperature, repetition_penalty=1.1 if processed else 1.0)
+    sampling_params = SamplingParams(temperature=temperature, repetition_penalty=1.1 if processed else 1.0)
     with Engine(model) as engine:
         drafts = [engine.draft(plan_of("0-2"))] if drafted else []
-        steps = engine.steps(engine.sequences(asked(9, sampling=sampling)), drafts=drafts, pacer=FixedLength(3))
+        steps = engine.steps(
+            engine.sequences(asked(9, sampling_params=sampling_params)), drafts=drafts, policy=FixedPolicy(3)
+        )
         next(steps)
         next(steps)
         with torch.no_grad():
@@ -291,9 +301,9 @@ def test_one_poisoned_sequence_is_noticed_in_a_batch(tiny_model: Any, asked: Any
         model.model.embed_tokens.weight[60] = torch.nan
     # Seeds with which no sound sequence comes to that token by itself.
     ways = (
-        Sampling(),
-        Sampling(temperature=1.0, seed=0),
-        Sampling(temperature=1.0, top_k=3, min_p=0.1, top_p=0.9, seed=0),
+        SamplingParams(),
+        SamplingParams(temperature=1.0, seed=0),
+        SamplingParams(temperature=1.0, top_k=3, min_p=0.1, top_p=0.9, seed=0),
     )
     sound = [Request([5, 6, 7], 3, way) for way in ways]
     with Engine(model) as engine:

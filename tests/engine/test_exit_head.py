@@ -13,16 +13,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from truedepth.engine.cpu.layouts import can_lay_out
-from truedepth.engine.cpu.packing import is_hollow
+from truedepth.engine.cpu.packing import is_freed
 from truedepth.engine.drafts.heads.draft_head import load_head
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.fingerprint import Fingerprint
-from truedepth.engine.drafts.heads.projection import OwnRows
+from truedepth.engine.drafts.heads.projection import SharedRows
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.runner.caches import KVCache
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import DraftError, PlanError, UnsupportedModelError, UsageError
 from truedepth.models.rewire import apply
@@ -41,7 +41,7 @@ def requests(count: int, new: int = 8, **kwargs: Any) -> list[Request]:
 def written(engine: Engine, count: int, head: ExitHead | None = None, plan: DepthPlan = EXIT) -> list[Any]:
     """Results of greedy decoding, with `head` as the draft if it is given."""
     drafts = [] if head is None else [engine.draft(plan, head=head)]
-    return engine.generate(requests(count), drafts=drafts, pacer=FixedLength(3) if drafts else None)
+    return engine.generate(requests(count), drafts=drafts, policy=FixedPolicy(3) if drafts else None)
 
 
 def tokens(results: list[Any]) -> list[tuple[int, ...]]:
@@ -97,12 +97,12 @@ class TestLossless:
         model, plan = tiny_model(name), DepthPlan.parse("0-4", 6)
         head = ExitHead.fresh(model, plan)
         with Engine(model) as engine:
-            draft, trunk = engine.draft(plan, head=head), engine.trunk
+            draft, runner = engine.draft(plan, head=head), engine.runner
             cache, ids = KVCache(1, 64), torch.arange(3, 40)[None]
-            place = trunk.place([0], ids.shape[1], cache.capacity)
-            hidden = trunk.run(plan.stages, "lp", trunk.embed(ids), place, lambda _: cache)
+            context = runner.context([0], ids.shape[1], cache.capacity)
+            hidden = runner.run(plan.stages, "lp", runner.embed(ids), context, lambda _: cache)
             own, heads = (
-                trunk.run([stage], "lp", hidden, place, lambda _: cache) for stage in (Stage((5,)), draft.alone[-1])
+                runner.run([stage], "lp", hidden, context, lambda _: cache) for stage in (Stage((5,)), draft.alone[-1])
             )
         assert torch.equal(own, heads)
 
@@ -119,9 +119,9 @@ class TestLossless:
     def test_sampling(self, tiny_model: Callable[..., Any]) -> None:
         model = tiny_model("llama")
         head = ExitHead.fresh(model, EXIT, vocabulary=PART)
-        asked = requests(3, sampling=Sampling(temperature=1.0, top_k=20, seed=0))
+        asked = requests(3, sampling_params=SamplingParams(temperature=1.0, top_k=20, seed=0))
         with Engine(model) as engine:
-            results = engine.generate(asked, drafts=[engine.draft(EXIT, head=head)], pacer=FixedLength(3))
+            results = engine.generate(asked, drafts=[engine.draft(EXIT, head=head)], policy=FixedPolicy(3))
         assert [len(result.token_ids) for result in results] == [8] * 3
 
     def test_two_drafts_of_one_head(self, tiny_model: Callable[..., Any]) -> None:
@@ -133,7 +133,7 @@ class TestLossless:
             assert first.alone == apart.alone[-1:]
             plain = engine.generate(requests(3))
             for draft in (first, apart):
-                drafted = engine.generate(requests(3), drafts=[draft], pacer=FixedLength(2))
+                drafted = engine.generate(requests(3), drafts=[draft], policy=FixedPolicy(2))
                 assert tokens(drafted) == tokens(plain)
 
     def test_groups(self, tiny_model: Callable[..., Any]) -> None:
@@ -152,9 +152,9 @@ class TestWeights:
             with Engine(model) as engine:
                 written(engine, 1, head)
                 linears = [part for part in head.modules() if isinstance(part, torch.nn.Linear)]
-                linears += head.projection.rows if isinstance(head.projection, OwnRows) else []
+                linears += head.projection.rows if isinstance(head.projection, SharedRows) else []
                 packs = can_lay_out(model.device, model.dtype)
-                assert [is_hollow(linear.weight) for linear in linears] == [packs] * count  # like the model's
+                assert [is_freed(linear.weight) for linear in linears] == [packs] * count  # like the model's
             after = head.state_dict()
             assert all(torch.equal(after[name], before[name]) for name in before)
             assert torch.equal(head.logits(HIDDEN), logits)

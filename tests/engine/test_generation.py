@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import truedepth
-from truedepth.engine.cpu.packing import is_hollow
+from truedepth.engine.cpu.packing import is_freed
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
@@ -40,7 +40,7 @@ def greedy(loaded: LoadedModel) -> truedepth.GenerationResult:
 
 
 def is_packed(model: Any) -> bool:
-    return is_hollow(model.lm_head.weight)
+    return is_freed(model.lm_head.weight)
 
 
 class TestGenerate:
@@ -66,20 +66,25 @@ class TestGenerate:
 
     def test_seed(self, loaded: LoadedModel) -> None:
         first, again, other = (
-            generate(loaded, PROMPT, max_new_tokens=24, sampling=truedepth.Sampling(temperature=1.5, seed=seed)).text
+            generate(
+                loaded, PROMPT, max_new_tokens=24, sampling_params=truedepth.SamplingParams(temperature=1.5, seed=seed)
+            ).text
             for seed in (1, 1, 2)
         )
         assert first == again != other
 
     def test_seed_leaves_the_random_state(self, loaded: LoadedModel) -> None:
         before = torch.random.get_rng_state()
-        generate(loaded, PROMPT, max_new_tokens=4, sampling=truedepth.Sampling(temperature=1.0, seed=1))
+        generate(loaded, PROMPT, max_new_tokens=4, sampling_params=truedepth.SamplingParams(temperature=1.0, seed=1))
         assert torch.equal(torch.random.get_rng_state(), before)
 
     def test_sampling_from_one_token_is_greedy(self, loaded: LoadedModel, greedy: truedepth.GenerationResult) -> None:
         for only in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-            sampling = truedepth.Sampling(temperature=2.0, **only)  # type: ignore[arg-type]
-            assert generate(loaded, PROMPT, max_new_tokens=24, sampling=sampling).token_ids == greedy.token_ids
+            sampling_params = truedepth.SamplingParams(temperature=2.0, **only)  # type: ignore[arg-type]
+            assert (
+                generate(loaded, PROMPT, max_new_tokens=24, sampling_params=sampling_params).token_ids
+                == greedy.token_ids
+            )
 
     def test_the_models_own_settings_do_not_leak(
         self, loaded: LoadedModel, greedy: truedepth.GenerationResult, monkeypatch: pytest.MonkeyPatch
@@ -115,7 +120,7 @@ class TestGenerate:
         plan = DepthPlan.parse("0 (1|2) 4 5", 6)
         apply(loaded.model, plan)
         shallower = generate(loaded, PROMPT, max_new_tokens=24)
-        speculated = generate(loaded, PROMPT, max_new_tokens=24, draft="exit:2", draft_length=2)
+        speculated = generate(loaded, PROMPT, max_new_tokens=24, draft="exit:2", num_speculative_tokens=2)
         restore(loaded.model)
         with Engine(loaded.model, loaded.tokenizer, target=plan) as engine:
             assert generate(engine, PROMPT, max_new_tokens=24).token_ids == shallower.token_ids
@@ -140,7 +145,7 @@ class TestDrafts:
     def test_greedy_text_does_not_change(
         self, draft: Any, length: int | None, loaded: LoadedModel, greedy: truedepth.GenerationResult
     ) -> None:
-        written = generate(loaded, PROMPT, max_new_tokens=24, draft=draft, draft_length=length)
+        written = generate(loaded, PROMPT, max_new_tokens=24, draft=draft, num_speculative_tokens=length)
         assert written.token_ids == greedy.token_ids
 
     def test_a_seed_with_a_draft_of_fixed_length(self, loaded: LoadedModel) -> None:
@@ -149,9 +154,9 @@ class TestDrafts:
                 loaded,
                 PROMPT,
                 max_new_tokens=24,
-                sampling=truedepth.Sampling(temperature=1.5, seed=seed),
+                sampling_params=truedepth.SamplingParams(temperature=1.5, seed=seed),
                 draft=DRAFT,
-                draft_length=3,
+                num_speculative_tokens=3,
             )
             for seed in (1, 1, 2)
         )
@@ -159,20 +164,20 @@ class TestDrafts:
         assert 0 < first.accepted < first.drafted
 
     def test_a_perfect_draft(self, loaded: LoadedModel) -> None:
-        written = generate(loaded, PROMPT, max_new_tokens=25, draft="0-5", draft_length=3)
+        written = generate(loaded, PROMPT, max_new_tokens=25, draft="0-5", num_speculative_tokens=3)
         assert (written.drafted, written.accepted, len(written.steps)) == (18, 18, 6)
         assert written.from_draft == (False, *[True, True, True, False] * 6)
 
     def test_prepared_drafts(self, loaded: LoadedModel, greedy: truedepth.GenerationResult) -> None:
         with Engine(loaded.model, loaded.tokenizer) as engine:
             draft = engine.draft(DepthPlan.parse(DRAFT, 6))
-            written = generate(engine, PROMPT, max_new_tokens=24, draft=draft, draft_length=4)
+            written = generate(engine, PROMPT, max_new_tokens=24, draft=draft, num_speculative_tokens=4)
         assert written.token_ids == greedy.token_ids
         assert written.drafted > 0
 
     def test_vocabulary(self, loaded: LoadedModel, greedy: truedepth.GenerationResult) -> None:
         part = DraftVocabulary(torch.tensor(sorted(set(greedy.token_ids))[1:]))
-        written = generate(loaded, PROMPT, max_new_tokens=24, draft="0-5", draft_length=3, vocabulary=part)
+        written = generate(loaded, PROMPT, max_new_tokens=24, draft="0-5", num_speculative_tokens=3, vocabulary=part)
         assert written.token_ids == greedy.token_ids
         assert 0 < written.accepted < written.drafted
 
@@ -183,7 +188,7 @@ class TestDrafts:
         save_plan(DepthPlan.full(6), tmp_path / "plan.yaml")
         part = DraftVocabulary(torch.tensor(sorted(set(greedy.token_ids))[1:]))
         part.save(tmp_path, loaded.model, loaded.tokenizer)
-        written = generate(loaded, PROMPT, max_new_tokens=24, draft=str(tmp_path), draft_length=3)
+        written = generate(loaded, PROMPT, max_new_tokens=24, draft=str(tmp_path), num_speculative_tokens=3)
         assert written.token_ids == greedy.token_ids
         assert 0 < written.accepted < written.drafted
 
@@ -191,7 +196,7 @@ class TestDrafts:
         self, loaded: LoadedModel, greedy: truedepth.GenerationResult
     ) -> None:
         head = ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(5), 6))
-        written = generate(loaded, PROMPT, max_new_tokens=24, head=head, draft_length=3)
+        written = generate(loaded, PROMPT, max_new_tokens=24, head=head, num_speculative_tokens=3)
         assert written.token_ids == greedy.token_ids
         assert written.acceptance == 1.0  # a fresh head is the model's last layer, which the exit leaves out
 
@@ -202,11 +207,11 @@ class TestDrafts:
             ({"draft": "nowhere"}, PlanError, "no plan file or run 'nowhere'"),
             ({"draft": DepthPlan.full(8)}, PlanError, "is for 8 layers, but the model has 6"),
             ({"draft": "0 (1+2)"}, PlanError, "merges layers"),
-            ({"draft": "exit:2", "draft_length": 0}, UsageError, "the draft length is 0; it must be 1 to 32"),
-            ({"draft": "exit:2", "draft_length": 33}, UsageError, "the draft length is 33"),
-            ({"draft": ["exit:2", "exit:3"], "draft_length": 2}, UsageError, "give one draft"),
-            ({"draft_length": 2}, UsageError, "a draft length is given, but no draft"),
-            ({"draft": [], "draft_length": 2}, UsageError, "a draft length is given, but no draft"),
+            ({"draft": "exit:2", "num_speculative_tokens": 0}, UsageError, "the draft length is 0; it must be 1 to 32"),
+            ({"draft": "exit:2", "num_speculative_tokens": 33}, UsageError, "the draft length is 33"),
+            ({"draft": ["exit:2", "exit:3"], "num_speculative_tokens": 2}, UsageError, "give one draft"),
+            ({"num_speculative_tokens": 2}, UsageError, "a draft length is given, but no draft"),
+            ({"draft": [], "num_speculative_tokens": 2}, UsageError, "a draft length is given, but no draft"),
             ({"vocabulary": DraftVocabulary(torch.arange(9))}, UsageError, "a draft vocabulary is given, but no draft"),
             ({"draft": "exit:2", "vocabulary": DraftVocabulary(torch.tensor([10**6]))}, DraftError, "1000000"),
         ],
@@ -222,7 +227,7 @@ class TestDrafts:
 
 class TestStream:
     def test_pieces_make_the_result(self, loaded: LoadedModel) -> None:
-        written = stream(loaded, PROMPT, max_new_tokens=40, draft="0-5", draft_length=3)
+        written = stream(loaded, PROMPT, max_new_tokens=40, draft="0-5", num_speculative_tokens=3)
         pieces = list(written)
         result = written.result
         assert "".join(piece.text for piece in pieces) == result.text
@@ -235,7 +240,7 @@ class TestStream:
 
     def test_stop_string_is_never_shown(self, loaded: LoadedModel, greedy: truedepth.GenerationResult) -> None:
         stop = greedy.text[8:10]
-        written = stream(loaded, PROMPT, max_new_tokens=24, stop=stop, draft="0-5", draft_length=3)
+        written = stream(loaded, PROMPT, max_new_tokens=24, stop=stop, draft="0-5", num_speculative_tokens=3)
         shown = "".join(piece.text for piece in written)
         assert shown == written.result.text == greedy.text[: greedy.text.index(stop)]
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import torch
 
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop import decoder
 from truedepth.engine.runner.caches import KVCache
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import DecodingError
 from truedepth.plan import DepthPlan
@@ -54,14 +54,14 @@ def test_cancelling_frees_the_caches_at_once(alive: Alive, tiny_model: Any, plan
         for drafts in ([], [engine.draft(plan_of("0 3 4"))]):
             assert not alive()
             sequences = engine.sequences(asked(20))
-            steps = engine.steps(sequences, drafts=drafts, pacer=FixedLength(3))
+            steps = engine.steps(sequences, drafts=drafts, policy=FixedPolicy(3))
             next(steps)
             next(steps)
             assert sum(cache.bytes for cache in alive()) >= 4 * one_layer(4, 31)
             steps.close()
             assert not alive()
             assert all(0 < len(sequence.result().token_ids) < 20 for sequence in sequences)
-            steps = engine.steps(engine.sequences(asked(20)), drafts=drafts, pacer=FixedLength(3))
+            steps = engine.steps(engine.sequences(asked(20)), drafts=drafts, policy=FixedPolicy(3))
             next(steps)
             del steps  # as when the consumer of a stream goes away
             assert not alive()
@@ -95,7 +95,7 @@ def test_caches_are_as_large_as_the_longest_sequence_asks(
     ):
         with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
             drafts = [engine.draft(plan_of(draft))] if draft else []
-            steps = engine.steps(engine.sequences(asked([20, 3, 20, 7])), drafts=drafts, pacer=FixedLength(3))
+            steps = engine.steps(engine.sequences(asked([20, 3, 20, 7])), drafts=drafts, policy=FixedPolicy(3))
             for _ in range(4):
                 next(steps)
                 assert sum(cache.bytes for cache in alive()) == layers * one_layer(4, room), (target, draft)
@@ -106,21 +106,21 @@ def test_an_engine_leaves_nothing_behind(tiny_model: Any, plan_of: Any, asked: A
     before = tensors()
     for _ in range(2):
         with Engine(model) as engine:
-            engine.generate(asked(4), drafts=[engine.draft(plan_of("0-2"))], pacer=FixedLength(3))
-            trunk = weakref.ref(engine.trunk)
+            engine.generate(asked(4), drafts=[engine.draft(plan_of("0-2"))], policy=FixedPolicy(3))
+            runner = weakref.ref(engine.runner)
         del engine
         assert tensors() == before
-        assert trunk() is None
+        assert runner() is None
 
 
 def short_requests(engine: Engine, count: int, drafts: Any) -> None:
     """In batches of one to seven."""
-    ways = [Sampling(), Sampling(temperature=1.0, top_p=0.9)]
+    ways = [SamplingParams(), SamplingParams(temperature=1.0, top_p=0.9)]
     requests = [Request([5 + number % 50, 7][: 1 + number % 2], 3, ways[number % 2]) for number in range(count)]
     while requests:
         batch = requests[: 1 + len(requests) % 7]
         del requests[: len(batch)]
-        assert len(engine.generate(batch, drafts=drafts, pacer=FixedLength(3))) == len(batch)
+        assert len(engine.generate(batch, drafts=drafts, policy=FixedPolicy(3))) == len(batch)
 
 
 def test_many_short_requests_leave_nothing_behind(tiny_model: Any, plan_of: Any) -> None:

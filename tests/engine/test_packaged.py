@@ -9,7 +9,7 @@ import pytest
 
 import truedepth
 from truedepth.engine.drafts.heads import packaged
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.engine import Engine
 from truedepth.errors import DraftError, UsageError
 from truedepth.models.loading.load import LoadedModel, load
@@ -30,15 +30,15 @@ def heads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_writes_the_same_text(loaded: LoadedModel, heads: Path) -> None:
-    StatesHead.fresh(loaded.model, (3, 6)).save(heads / "tiny")
+    EagleHead.fresh(loaded.model, (3, 6)).save(heads / "tiny")
     plain = truedepth.generate(loaded, "abc", max_new_tokens=12)
-    drafted = truedepth.generate(loaded, "abc", max_new_tokens=12, draft="default", draft_length=2)
+    drafted = truedepth.generate(loaded, "abc", max_new_tokens=12, draft="default", num_speculative_tokens=2)
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafted
 
 
 def test_is_read_once_an_engine(loaded: LoadedModel, heads: Path) -> None:
-    StatesHead.fresh(loaded.model, (6,)).save(heads / "tiny")
+    EagleHead.fresh(loaded.model, (6,)).save(heads / "tiny")
     with Engine(loaded.model, loaded.tokenizer) as engine:
         assert engine.default_draft() is engine.default_draft()
         both = truedepth.generate(engine, "abc", max_new_tokens=12, draft=["default", "exit:4"])
@@ -48,19 +48,19 @@ def test_is_read_once_an_engine(loaded: LoadedModel, heads: Path) -> None:
 def test_a_model_without_one(loaded: LoadedModel, heads: Path) -> None:
     with pytest.raises(UsageError, match="no head comes with the model 'tiny', so it has no draft 'default'; give a"):
         truedepth.generate(loaded, "abc", draft="default")
-    StatesHead.fresh(loaded.model, (6,)).save(heads / "other")
+    EagleHead.fresh(loaded.model, (6,)).save(heads / "other")
     with pytest.raises(UsageError, match=r"no draft 'default' \(one comes with other\)"):
         truedepth.generate(loaded, "abc", draft="default")
 
 
 def test_another_model_of_that_name(loaded: LoadedModel, heads: Path, tiny_model: Any) -> None:
-    StatesHead.fresh(tiny_model("qwen2"), (6,)).save(heads / "tiny")
+    EagleHead.fresh(tiny_model("qwen2"), (6,)).save(heads / "tiny")
     with pytest.raises(DraftError, match="the head is for another model"):
         truedepth.generate(loaded, "abc", draft="default")
 
 
 def test_a_head_or_a_vocabulary_besides(loaded: LoadedModel, heads: Path) -> None:
-    head = StatesHead.fresh(loaded.model, (6,))
+    head = EagleHead.fresh(loaded.model, (6,))
     head.save(heads / "tiny")
     with pytest.raises(UsageError, match="a head is given, but the draft 'default' has its own"):
         truedepth.generate(loaded, "abc", draft="default", head=head)

@@ -13,8 +13,8 @@ from torch import nn
 
 from truedepth.engine.cpu.kernels import kernels
 from truedepth.engine.cpu.layouts import can_lay_out
-from truedepth.engine.cpu.packing import is_hollow, pack_linear
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.cpu.packing import is_freed, pack_linear
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.errors import TruedepthError
 
@@ -117,7 +117,7 @@ def test_packed_weights_are_not_held_twice(model: Any) -> None:
     before = sum(weight.nbytes for weight in linear)
     with Engine(model):
         assert before > 50_000
-        assert sum(weight.untyped_storage().nbytes() for weight in linear if is_hollow(weight)) == 4 * len(linear)
+        assert sum(weight.untyped_storage().nbytes() for weight in linear if is_freed(weight)) == 4 * len(linear)
     assert sum(weight.untyped_storage().nbytes() for weight in linear) == before
 
 
@@ -127,13 +127,13 @@ def test_rows_of_the_head(tied: bool, tiny_model: Any) -> None:
     ids = torch.tensor([2499, 0, 1023, 1024, 7, 2048, 1025])
     rows, table = model.lm_head.weight[ids].detach().clone(), model.model.embed_tokens.weight.detach().clone()
     with Engine(model) as engine, torch.no_grad():
-        assert engine.trunk.head_rows(ids).weight.equal(rows)
+        assert engine.runner.head_rows(ids).weight.equal(rows)
         hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
-        some = engine.trunk.logits_of(pack_linear(engine.trunk.head_rows(ids)), hidden)
-        torch.testing.assert_close(some, engine.trunk.logits(hidden)[..., ids], atol=1e-5, rtol=1e-4)
+        some = engine.runner.logits_of(pack_linear(engine.runner.head_rows(ids)), hidden)
+        torch.testing.assert_close(some, engine.runner.logits(hidden)[..., ids], atol=1e-5, rtol=1e-4)
         repeated = ids.repeat(2, 3)
-        torch.testing.assert_close(engine.trunk.embed(repeated), table[repeated] * 32**0.5, atol=0, rtol=1e-6)
-        assert engine.trunk.embed(ids[:0]).shape == (0, 32)
+        torch.testing.assert_close(engine.runner.embed(repeated), table[repeated] * 32**0.5, atol=0, rtol=1e-6)
+        assert engine.runner.embed(ids[:0]).shape == (0, 32)
 
 
 def test_projections_may_be_called_in_any_order_on_any_input(tiny_model: Any) -> None:
@@ -177,10 +177,10 @@ def test_other_dtypes(dtype: torch.dtype, tiny_model: Any, plan_of: Any, asked: 
     model = tiny_model("qwen2").to(dtype)
     before = {name: held.clone() for name, held in model.state_dict().items()}
     with Engine(model) as engine:
-        packed = any(is_hollow(parameter) for parameter in model.parameters())
+        packed = any(is_freed(parameter) for parameter in model.parameters())
         assert packed == can_lay_out(torch.device("cpu"), dtype)
         for drafts in ([], [engine.draft(plan_of("0-3"))]):
-            results = engine.generate(asked([6, 3, 5, 4]), drafts=drafts, pacer=FixedLength(3))
+            results = engine.generate(asked([6, 3, 5, 4]), drafts=drafts, policy=FixedPolicy(3))
             assert [len(result.token_ids) for result in results] == [6, 3, 5, 4]
     assert all(held.equal(before[name]) for name, held in model.state_dict().items())
 
@@ -192,9 +192,9 @@ def test_a_model_that_cannot_be_packed(
     model = tiny_model("gemma2")
     expected = generated(model, asked(6))
     with Engine(model) as engine:
-        assert not any(is_hollow(parameter) for parameter in model.parameters())
+        assert not any(is_freed(parameter) for parameter in model.parameters())
         for drafts in ([], [engine.draft(plan_of("0 2 3 5"))]):
             assert [
-                result.token_ids for result in engine.generate(asked(6), drafts=drafts, pacer=FixedLength(3))
+                result.token_ids for result in engine.generate(asked(6), drafts=drafts, policy=FixedPolicy(3))
             ] == expected
         assert model.state_dict()

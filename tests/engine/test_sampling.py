@@ -17,12 +17,12 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.acceptance import accept_sampled
-from truedepth.engine.sampling.logits_sampler import Chooser, Sampling, draw, most_likely, probabilities
+from truedepth.engine.sampling.logits_sampler import LogitsSampler, SamplingParams, draw, most_likely, probabilities
 from truedepth.engine.sampling.request import Request
-from truedepth.engine.sampling.sequences import Sequence
+from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.errors import DecodingError, UsageError
 from truedepth.plan import DepthPlan
 
@@ -49,47 +49,49 @@ from truedepth.plan import DepthPlan
 )
 def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Sampling(**wrong)
+        SamplingParams(**wrong)
 
 
 SETTINGS = {
-    "temperature": Sampling(temperature=1.6),
-    "plain": Sampling(temperature=1.0),
-    "top-k": Sampling(temperature=1.3, top_k=4),
-    "top-p": Sampling(temperature=1.3, top_p=0.8),
-    "min-p": Sampling(temperature=1.3, min_p=0.12),
-    "penalty": Sampling(temperature=1.3, repetition_penalty=1.7),
-    "all": Sampling(temperature=1.3, top_k=6, top_p=0.9, min_p=0.02, repetition_penalty=0.8),
+    "temperature": SamplingParams(temperature=1.6),
+    "plain": SamplingParams(temperature=1.0),
+    "top-k": SamplingParams(temperature=1.3, top_k=4),
+    "top-p": SamplingParams(temperature=1.3, top_p=0.8),
+    "min-p": SamplingParams(temperature=1.3, min_p=0.12),
+    "penalty": SamplingParams(temperature=1.3, repetition_penalty=1.7),
+    "all": SamplingParams(temperature=1.3, top_k=6, top_p=0.9, min_p=0.02, repetition_penalty=0.8),
 }
 
 
-@pytest.mark.parametrize("sampling", [*SETTINGS.values(), Sampling(temperature=2, top_k=3, repetition_penalty=2)])
-def test_processed_as_transformers_does(sampling: Sampling, tiny_model: Any, token_ids: Any) -> None:
+@pytest.mark.parametrize(
+    "sampling_params", [*SETTINGS.values(), SamplingParams(temperature=2, top_k=3, repetition_penalty=2)]
+)
+def test_processed_as_transformers_does(sampling_params: SamplingParams, tiny_model: Any, token_ids: Any) -> None:
     """Of several sequences and places at once, with contexts of unequal lengths."""
     model = tiny_model("llama")
     config = GenerationConfig(
         do_sample=True,
-        temperature=float(sampling.temperature),
-        top_k=sampling.top_k or 0,
-        top_p=sampling.top_p or 1.0,
-        min_p=sampling.min_p,
-        repetition_penalty=float(sampling.repetition_penalty),
+        temperature=float(sampling_params.temperature),
+        top_k=sampling_params.top_k or 0,
+        top_p=sampling_params.top_p or 1.0,
+        min_p=sampling_params.min_p,
+        repetition_penalty=float(sampling_params.repetition_penalty),
     )
     theirs = model._get_logits_processor(config, input_ids_seq_length=4)
     logits = torch.randn(3, 2, 64, generator=torch.Generator().manual_seed(0)) * 4
     before = logits.clone()
-    contexts = [[token_ids(1, 3 + row + place)[0].tolist() for place in range(2)] for row in range(3)]
-    processed = Chooser.of(sampling).process(logits, contexts)
-    for row, place in itertools.product(range(3), range(2)):
-        expected = theirs(torch.tensor([contexts[row][place]]), logits[row, place, None])
-        torch.testing.assert_close(processed[row, place, None], expected)
+    contexts = [[token_ids(1, 3 + row + position)[0].tolist() for position in range(2)] for row in range(3)]
+    processed = LogitsSampler.of(sampling_params).process(logits, contexts)
+    for row, position in itertools.product(range(3), range(2)):
+        expected = theirs(torch.tensor([contexts[row][position]]), logits[row, position, None])
+        torch.testing.assert_close(processed[row, position, None], expected)
     assert logits.equal(before), "log probabilities are told from them afterwards"
 
 
 def test_sequences_that_sample_alike_are_processed_together() -> None:
-    sampling = Sampling(temperature=0.7, top_k=5, seed=1)
-    assert Chooser.of(sampling) is Chooser.of(replace(sampling, seed=2))
-    assert Chooser.of(sampling) is not Chooser.of(replace(sampling, top_k=6))
+    sampling_params = SamplingParams(temperature=0.7, top_k=5, seed=1)
+    assert LogitsSampler.of(sampling_params) is LogitsSampler.of(replace(sampling_params, seed=2))
+    assert LogitsSampler.of(sampling_params) is not LogitsSampler.of(replace(sampling_params, top_k=6))
 
 
 # The draw
@@ -148,18 +150,20 @@ def tiny_vocabulary(tiny_model: Any) -> Any:
     return model
 
 
-def exact(model: Any, sampling: Sampling) -> Tensor:
+def exact(model: Any, sampling_params: SamplingParams) -> Tensor:
     """The probability of each continuation of `PROMPT` by three tokens, (V, V, V), from the model's own forward."""
-    processors, law = sampling.processors(), torch.ones(1, dtype=torch.float64)
-    for place in range(PLACES):
-        runs = torch.tensor([[*PROMPT, *run] for run in itertools.product(range(VOCABULARY), repeat=place)])
+    processors, law = sampling_params.processors(), torch.ones(1, dtype=torch.float64)
+    for position in range(PLACES):
+        runs = torch.tensor([[*PROMPT, *run] for run in itertools.product(range(VOCABULARY), repeat=position)])
         with torch.no_grad():
             logits = model(runs).logits[:, -1]  # (V ** place, V)
         law = (law[:, None] * processors(runs, logits).double().softmax(-1)).flatten()
     return law.view([VOCABULARY] * PLACES)
 
 
-def counted(engine: Engine, sampling: Sampling, samples: int, vocabulary: DraftVocabulary | None) -> Tensor:
+def counted(
+    engine: Engine, sampling_params: SamplingParams, samples: int, vocabulary: DraftVocabulary | None
+) -> Tensor:
     """How often each continuation comes, (V, V, V): the first token by the prompt, the others drafted two at a time."""
     draft, counts, batch = (
         engine.draft(DepthPlan.parse("0", 2), vocabulary=vocabulary),
@@ -168,12 +172,12 @@ def counted(engine: Engine, sampling: Sampling, samples: int, vocabulary: DraftV
     )
     for first in range(0, samples, batch):
         requests = [
-            Request(PROMPT, PLACES + 1, replace(sampling, seed=seed), ignore_end=True)
+            Request(PROMPT, PLACES + 1, replace(sampling_params, seed=seed), ignore_end=True)
             for seed in range(first, min(first + batch, samples))
         ]
-        sequences = [Sequence(index, request, frozenset(), None) for index, request in enumerate(requests)]
-        choosers = [Chooser.of(sampling)] * len(sequences)
-        for _ in engine.steps(sequences, drafts=[draft], pacer=FixedLength(2), choosers=choosers):
+        sequences = [SequenceState(index, request, frozenset(), None) for index, request in enumerate(requests)]
+        samplers = [LogitsSampler.of(sampling_params)] * len(sequences)
+        for _ in engine.steps(sequences, drafts=[draft], policy=FixedPolicy(2), samplers=samplers):
             pass
         counts.update(tuple(sequence.tokens[len(PROMPT) : len(PROMPT) + PLACES]) for sequence in sequences)
         taken = [step for sequence in sequences for step in sequence.steps]

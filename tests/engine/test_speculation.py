@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength, Round
+from truedepth.engine.drafts.policy import FixedPolicy, Round
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.acceptance import accept_greedy
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.errors import PlanError, UnsupportedModelError
@@ -82,7 +82,7 @@ def test_every_family_and_kind_of_draft(
     with Engine(model) as engine:
         for notation, form, prefill in DRAFTS:
             draft = engine.draft(plan_of(notation, form, prefill))
-            results = engine.generate(requests, drafts=[draft], pacer=FixedLength(3))
+            results = engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))
             assert tokens(results) == expected, notation
             check_bookkeeping(results)
             accepted += sum(result.accepted for result in results)
@@ -100,8 +100,8 @@ def test_every_family_alone_and_in_batches_at_length(
         expected = tokens(engine.generate(requests))
         for notation, form, prefill in DRAFTS:
             draft = engine.draft(plan_of(notation, form, prefill), share=share, vocabulary=vocabulary)
-            assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected, notation
-            alone = [engine.generate([request], drafts=[draft], pacer=FixedLength(3))[0] for request in requests[1:2]]
+            assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, notation
+            alone = [engine.generate([request], drafts=[draft], policy=FixedPolicy(3))[0] for request in requests[1:2]]
             assert tokens(alone) == expected[1:2], notation
 
 
@@ -116,8 +116,8 @@ def test_with_and_without_sharing_and_draft_vocabulary(
     with Engine(model) as engine:
         for notation in ("0-2", "0 2 3 5"):
             draft = engine.draft(plan_of(notation), share=share, vocabulary=vocabulary)
-            assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected
-            assert tokens(engine.generate(requests[:1], drafts=[draft], pacer=FixedLength(3))) == expected[:1]
+            assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected
+            assert tokens(engine.generate(requests[:1], drafts=[draft], policy=FixedPolicy(3))) == expected[:1]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_sharing_drafts_the_same_tokens_at_first(tiny_model: Any, plan_of: Any, 
             [
                 result.steps
                 for result in engine.generate(
-                    asked(20), drafts=[engine.draft(plan_of("0-3"), share=share)], pacer=FixedLength(3)
+                    asked(20), drafts=[engine.draft(plan_of("0-3"), share=share)], policy=FixedPolicy(3)
                 )
             ]
             for share in (True, False)
@@ -171,7 +171,7 @@ def test_every_target_under_hostile_drafts(
         expected = tokens(engine.generate(requests))
         for plan in HOSTILE:
             draft = engine.draft(plan_of(*plan), share=share)
-            assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected, plan
+            assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, plan
 
 
 @pytest.mark.parametrize("name", ["gemma3", "phi3", "smollm3"])
@@ -186,7 +186,7 @@ def test_drafts_do_not_touch_the_targets_prompt(
         for notation in ("0-5", "3 1 2 5"):
             draft = engine.draft(plan_of(notation))
             assert draft.kept, "the draft needs layers that the target skips"
-            assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected, notation
+            assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, notation
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_model_with_a_plan_applied(
         assert tokens(engine.generate(requests)) == expected
         for notation in ("0-2", "0 2 3 5", "0-5", "5 2 1 0"):
             draft = engine.draft(plan_of(notation))
-            assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected, notation
+            assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, notation
     assert generated(model, requests) == expected
 
 
@@ -213,7 +213,7 @@ def test_a_draft_may_use_the_targets_merged_layers_but_no_others(tiny_model: Any
         expected = tokens(engine.generate(requests))
         draft = engine.draft(plan_of("0 (1+2) 4 5"))
         assert (len(draft.shared), draft.kept) == (2, frozenset())
-        assert tokens(engine.generate(requests, drafts=[draft], pacer=FixedLength(3))) == expected
+        assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected
         assert engine.draft(plan_of("0-2 5")).kept == {2}, "the merged layer's entries are layer 1's"
         with pytest.raises(PlanError, match="merges layers"):
             engine.draft(plan_of("0 (3+4) 5"))
@@ -223,7 +223,7 @@ def test_a_draft_that_is_the_target_is_always_right(tiny_model: Any, plan_of: An
     with Engine(tiny_model("gemma2")) as engine:
         for share in (True, False):
             draft = engine.draft(plan_of("0-5"), share=share)
-            results = engine.generate(asked(21), drafts=[draft], pacer=FixedLength(4))
+            results = engine.generate(asked(21), drafts=[draft], policy=FixedPolicy(4))
             assert all(result.acceptance == 1 for result in results)
             assert all(len(result.steps) == 4 for result in results)
             assert all(sum(result.from_draft) == 16 for result in results)
@@ -234,7 +234,7 @@ def test_sequences_finish_in_any_order(tiny_model: Any, plan_of: Any, asked: Any
         draft = engine.draft(plan_of("0-4"))
         longest = tokens(engine.generate(asked(5)))
         for order in sorted({*itertools.permutations((1, 2, 2, 5))}):
-            results = engine.generate(asked(order), drafts=[draft], pacer=FixedLength(1))
+            results = engine.generate(asked(order), drafts=[draft], policy=FixedPolicy(1))
             assert tokens(results) == [text[:length] for text, length in zip(longest, order, strict=True)]
             assert all(result.finish_reason == "length" for result in results)
 
@@ -248,7 +248,7 @@ def test_an_end_token_inside_a_draft(tiny_model: Any, plan_of: Any, asked: Any, 
         for end in {longest[0][0], longest[1][2], longest[2][4], longest[3][5]}:
             expected = generated(model, asked(7), eos=end)
             for drafts in ([], [draft]):
-                results = engine.generate(asked(7, ignore_end=False), drafts=drafts, pacer=FixedLength(3))
+                results = engine.generate(asked(7, ignore_end=False), drafts=drafts, policy=FixedPolicy(3))
                 assert tokens(results) == expected
                 for result in results:
                     assert (result.finish_reason == "stop") == (result.token_ids[-1] == end)
@@ -259,11 +259,11 @@ def test_an_end_token_inside_a_draft(tiny_model: Any, plan_of: Any, asked: Any, 
 def test_nothing_is_drafted_beyond_the_end(share: bool, tiny_model: Any, plan_of: Any, asked: Any) -> None:
     """With a draft that is never wrong, all that is drafted is written: at most the target's last token is not."""
     with Engine(tiny_model("llama")) as engine:
-        draft, pacer = engine.draft(plan_of("0-5"), share=share), FixedLength(8)
+        draft, policy = engine.draft(plan_of("0-5"), share=share), FixedPolicy(8)
         ends = frozenset(text[5] for text in tokens(engine.generate(asked(12))))
         requests = asked(24, stop_token_ids=ends)
-        together = engine.generate(requests, drafts=[draft], pacer=pacer)
-        alone = [engine.generate([request], drafts=[draft], pacer=pacer)[0] for request in requests]
+        together = engine.generate(requests, drafts=[draft], policy=policy)
+        alone = [engine.generate([request], drafts=[draft], policy=policy)[0] for request in requests]
     assert len({len(result.token_ids) for result in alone}) > 1
     for results in (together, alone):
         assert all(result.accepted == result.drafted for result in results)
@@ -299,15 +299,15 @@ class Scripted:
 @pytest.mark.parametrize("length", [1, 32, 100])
 def test_any_draft_length(length: int, tiny_model: Any, plan_of: Any, asked: Any) -> None:
     """Up to more than a round drafts at most, and far more than there is room for."""
-    pacer = Scripted([(0, length), (1, length)], least=0.0)
+    policy = Scripted([(0, length), (1, length)], least=0.0)
     with Engine(tiny_model("mistral")) as engine:
         requests = asked([37, 1, 2, 3])
         expected = tokens(engine.generate(requests))
         drafts = [engine.draft(plan_of(notation)) for notation in ("0-4", "0-5")]  # rarely right, and always
-        results = engine.generate(requests, drafts=drafts, pacer=pacer)
+        results = engine.generate(requests, drafts=drafts, policy=policy)
     assert tokens(results) == expected
     check_bookkeeping(results)
-    assert max(step.drafted for step in pacer.seen) == min(length, 32)
+    assert max(step.drafted for step in policy.seen) == min(length, 32)
 
 
 @pytest.mark.parametrize("target", [TARGETS[0], TARGETS[2]], ids=" ".join)
@@ -316,17 +316,17 @@ def test_drafts_that_take_turns_with_plain_steps(
     target: tuple[str, str, str], temperature: float, tiny_model: Any, plan_of: Any, asked: Any
 ) -> None:
     """Several drafts at once, some with entries of their own, and rounds that the pacer cuts short."""
-    requests = asked([20, 14, 9, 17], sampling=Sampling(temperature=temperature, seed=1))
+    requests = asked([20, 14, 9, 17], sampling_params=SamplingParams(temperature=temperature, seed=1))
     with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
         drafts = [engine.draft(plan_of(notation)) for notation in ("0-2", "0 3 4", "0-5", "0 2 4 5")]
-        pacer = Scripted([None, (0, 3), (1, 4), None, (2, 2), (3, 5), (0, 0)], least=0.1)
-        results = engine.generate(requests, drafts=drafts, pacer=pacer)
+        policy = Scripted([None, (0, 3), (1, 4), None, (2, 2), (3, 5), (0, 0)], least=0.1)
+        results = engine.generate(requests, drafts=drafts, policy=policy)
         if temperature == 0:
             assert tokens(results) == tokens(engine.generate(requests))
     assert [len(result.token_ids) for result in results] == [20, 14, 9, 17]
-    assert {step.draft for step in pacer.seen} == {None, 0, 1, 2, 3}
+    assert {step.draft for step in policy.seen} == {None, 0, 1, 2, 3}
     itself = [draft.plan.stages for draft in drafts].index(plan_of(*target).stages)
-    for step in pacer.seen:
+    for step in policy.seen:
         assert all(0 <= accepted <= step.drafted for accepted in step.accepted)
         assert (step.draft is None) == (step.drafted == 0)
         assert all(0 <= right <= told for right, told in step.shadow)
@@ -343,10 +343,10 @@ def test_a_draft_sees_the_tokens_that_came_without_it(notation: str, tiny_model:
             engine.draft(plan_of(notation), share=False),
             engine.draft(plan_of(notation), share=False, vocabulary=DraftVocabulary(torch.arange(64))),
         ]
-        drafts, pacer = [*twins, engine.draft(plan_of("0 3 4"))], Scripted(rounds, least=0.0)
-        results = engine.generate(asked([40, 9, 31, 22]), drafts=drafts, pacer=pacer)
+        drafts, policy = [*twins, engine.draft(plan_of("0 3 4"))], Scripted(rounds, least=0.0)
+        results = engine.generate(asked([40, 9, 31, 22]), drafts=drafts, policy=policy)
         assert tokens(results) == tokens(engine.generate(asked([40, 9, 31, 22])))
-    for step in pacer.seen:
+    for step in policy.seen:
         assert step.draft == 2 or set(step.accepted) == {step.drafted}
 
 
@@ -360,7 +360,7 @@ def test_prompts_read_in_pieces(
         with Engine(model) as engine:
             assert tokens(engine.generate(asked(4))) == expected
             draft = engine.draft(plan_of("0 3 4"))
-            assert tokens(engine.generate(asked(4), drafts=[draft], pacer=FixedLength(3))) == expected
+            assert tokens(engine.generate(asked(4), drafts=[draft], policy=FixedPolicy(3))) == expected
 
 
 def test_the_test_notices_a_wrong_rule(
@@ -373,7 +373,7 @@ def test_the_test_notices_a_wrong_rule(
         expected = tokens(engine.generate(asked(12)))
         monkeypatch.setattr("truedepth.engine.sampling.batch_sampler.accept_greedy", generous)
         assert (
-            tokens(engine.generate(asked(12), drafts=[engine.draft(plan_of("0-2"))], pacer=FixedLength(3))) != expected
+            tokens(engine.generate(asked(12), drafts=[engine.draft(plan_of("0-2"))], policy=FixedPolicy(3))) != expected
         )
 
 

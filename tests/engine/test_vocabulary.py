@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, build_vocabulary, end_ids_of, vocabulary_size_of
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import DraftError, OutputError, TextError, UsageError
@@ -132,7 +132,7 @@ class TestDrafting:
         with Engine(tiny.model) as engine:
             plain = engine.generate([request])
             draft = engine.draft(EXIT, vocabulary=build(tiny))
-            drafted = engine.generate([request], drafts=[draft], pacer=FixedLength(3))
+            drafted = engine.generate([request], drafts=[draft], policy=FixedPolicy(3))
         assert drafted[0].token_ids == plain[0].token_ids
         assert drafted[0].drafted
 

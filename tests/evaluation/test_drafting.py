@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.evaluation.drafting import read_target_texts, write_texts
@@ -28,7 +28,7 @@ def accepted_by_drafting(
 ) -> list[int]:
     draft = engine.draft(plan, vocabulary=vocabulary)
     request = Request(prompt, max_new_tokens=NEW)
-    (result,) = engine.generate([request], drafts=[draft], pacer=FixedLength(length))
+    (result,) = engine.generate([request], drafts=[draft], policy=FixedPolicy(length))
     return [step.accepted for step in result.steps if step.drafted == length]
 
 

@@ -14,21 +14,21 @@ from truedepth.cli.measure import command
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.hardware import rates
 from truedepth.hardware.profile import load_hardware
-from truedepth.measuring.speed import Comparison, Run
+from truedepth.measuring.speed import Comparison, TimedRun
 
 CPU = torch.device("cpu")
 
 # A step takes 1 s and 0.5 s for each of twelve layers.
-STEPS = Comparison({"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}, 8, 1, 1)
+STEPS = Comparison({"full": (TimedRun(1.0, (7.0,)),) * 4, "half": (TimedRun(1.0, (4.0,)),) * 4}, 8, 1, 1)
 
 # Runs the command with buffers that are small enough for a test, and steps of which noise cannot make a refusal;
 # torchrun starts a script, not a function.
 SMALL = """
 from truedepth.cli import main
 from truedepth.hardware import rates
-from truedepth.measuring.speed import Comparison, Run
+from truedepth.measuring.speed import Comparison, TimedRun
 rates._CPU_BYTES, rates._CPU_WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
-steps = Comparison({"full": (Run(1.0, (7.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}, 8, 1, 1)
+steps = Comparison({"full": (TimedRun(1.0, (7.0,)),) * 4, "half": (TimedRun(1.0, (4.0,)),) * 4}, 8, 1, 1)
 rates.compare = lambda *_, **__: steps
 main()
 """
@@ -79,7 +79,7 @@ def test_launch_costs_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_noise_is_no_launch_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = {"full": (Run(1.0, (4.0,)),) * 4, "half": (Run(1.0, (4.0,)),) * 4}
+    runs = {"full": (TimedRun(1.0, (4.0,)),) * 4, "half": (TimedRun(1.0, (4.0,)),) * 4}
     monkeypatch.setattr(rates, "compare", lambda *_, **__: Comparison(runs, 8, 1, 1))
     with pytest.raises(TruedepthError, match="drowns in noise"):
         rates.launch_costs(CPU, torch.float32)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from truedepth.errors import SearchError, UsageError
 from truedepth.measuring import speed
 from truedepth.measuring.costs import CostModel, MeasuredCosts, probe_plans
-from truedepth.measuring.speed import Comparison, Run
+from truedepth.measuring.speed import Comparison, TimedRun
 from truedepth.plan import DepthPlan, Form
 
 PROBES = {
@@ -27,7 +27,7 @@ PROBES = {
 def fit(step_seconds: Mapping[str, Sequence[float]]) -> MeasuredCosts:
     """Of ten steps of each run, one is disturbed."""
     runs = {
-        name: tuple(Run(1.0, (2 * seconds, *[seconds] * 9)) for seconds in times)
+        name: tuple(TimedRun(1.0, (2 * seconds, *[seconds] * 9)) for seconds in times)
         for name, times in step_seconds.items()
     }
     return MeasuredCosts.fit(Comparison(runs, 8, 8, 1), {name: PROBES[name] for name in runs})

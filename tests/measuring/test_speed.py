@@ -13,7 +13,7 @@ import torch
 
 from truedepth.errors import UsageError
 from truedepth.measuring import speed
-from truedepth.measuring.speed import Comparison, Run, Speed, Spread, compare, fixed_prompt
+from truedepth.measuring.speed import Comparison, Speed, Spread, TimedRun, compare, fixed_prompt
 from truedepth.models.rewire import applied_plan, apply
 from truedepth.plan import DepthPlan
 
@@ -42,8 +42,8 @@ def test_spread_is_median_and_extremes() -> None:
 def test_arithmetic_of_a_comparison() -> None:
     comparison = Comparison(
         {
-            "full": (Run(0.5, (0.05, 0.15)), Run(1.0, (0.20, 0.20)), Run(2.0, (0.70, 0.10))),
-            "plan": (Run(0.25, (0.05, 0.05)), Run(0.5, (0.30, 0.10)), Run(1.0, (0.10, 0.10))),
+            "full": (TimedRun(0.5, (0.05, 0.15)), TimedRun(1.0, (0.20, 0.20)), TimedRun(2.0, (0.70, 0.10))),
+            "plan": (TimedRun(0.25, (0.05, 0.05)), TimedRun(0.5, (0.30, 0.10)), TimedRun(1.0, (0.10, 0.10))),
         },
         prompt_tokens=8,
         new_tokens=4,
@@ -63,8 +63,8 @@ def test_ratios_pair_the_runs_of_a_round() -> None:
     # The machine grows slower all the time; medians over the rounds would have a ratio of 2.
     drifting = Comparison(
         {
-            "full": tuple(Run(1.0, (seconds,)) for seconds in (1.0, 2.0, 8.0)),
-            "plan": tuple(Run(1.0, (seconds,)) for seconds in (0.25, 1.0, 1.0)),
+            "full": tuple(TimedRun(1.0, (seconds,)) for seconds in (1.0, 2.0, 8.0)),
+            "plan": tuple(TimedRun(1.0, (seconds,)) for seconds in (0.25, 1.0, 1.0)),
         },
         prompt_tokens=1,
         new_tokens=1,
@@ -74,7 +74,7 @@ def test_ratios_pair_the_runs_of_a_round() -> None:
 
 
 def test_comparison_as_json() -> None:
-    comparison = Comparison({"full": (Run(1.0, (0.5,)),) * 3}, prompt_tokens=4, new_tokens=2, batch=1)
+    comparison = Comparison({"full": (TimedRun(1.0, (0.5,)),) * 3}, prompt_tokens=4, new_tokens=2, batch=1)
     data = json.loads(json.dumps(comparison.to_dict()))
     assert data["repeats"] == 3
     assert data["plans"]["full"]["decode_tokens_per_second"] == {"median": 2.0, "low": 2.0, "high": 2.0}
@@ -133,7 +133,7 @@ def test_times_come_from_the_clock(tiny_model: Callable[..., Any], monkeypatch: 
     readings = itertools.cycle([0.0, 2.0, 3.0, 5.0, 11.0])
     monkeypatch.setattr(speed, "now", lambda device: next(readings))
     comparison = compare(tiny_model("llama"), {"full": FULL}, prompt_tokens=4, new_tokens=3, repeats=3)
-    run = Run(prefill_seconds=2.0, steps=(1.0, 2.0, 6.0))
+    run = TimedRun(prefill_seconds=2.0, steps=(1.0, 2.0, 6.0))
     assert comparison.runs["full"] == (run,) * 3
     assert (run.step_seconds, run.median_step_seconds) == (3.0, 2.0)
 

@@ -76,7 +76,7 @@ def test_measures_every_part(name: str, tiny_model: Callable[..., Any]) -> None:
     parts = [DraftVocabulary(torch.arange(8)), DraftVocabulary(torch.arange(16))]
     with Engine(tiny_model(name)) as engine:
         costs = measure_step_costs(engine, parts)
-        forms = {"lp", "par"} - set(engine.trunk.family.cannot)
+        forms = {"lp", "par"} - set(engine.runner.family.cannot)
     assert costs.num_layers == 6
     assert tuple(costs.layer_seconds) == tuple(costs.head_seconds) == TOKENS
     assert set(costs.draft_head_seconds) == {8, 16}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth import DepthPlan, Engine, Sampling, apply
+from truedepth import DepthPlan, Engine, SamplingParams, apply
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.evaluation.quality import compare_quality, judge, scored_log_probabilities
@@ -101,7 +101,9 @@ def test_the_engine_writes_the_same_tokens(
         whole, plan = tiny_model(name, **shape), random_plan(numbers, form, prefill, size)
         requests = [
             Request((5, 9, 23, 4, 40), max_new_tokens=6, ignore_end=True),
-            Request((3, 8, 50), max_new_tokens=6, ignore_end=True, sampling=Sampling(temperature=1.0, seed=7)),
+            Request(
+                (3, 8, 50), max_new_tokens=6, ignore_end=True, sampling_params=SamplingParams(temperature=1.0, seed=7)
+            ),
         ]
 
         def job(own: Any, whole: Any = whole, plan: DepthPlan = plan, requests: Any = requests) -> Any:

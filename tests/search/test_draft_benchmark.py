@@ -11,11 +11,11 @@ import pytest
 from truedepth.errors import SearchError
 from truedepth.plan import DepthPlan
 from truedepth.records.journal import Journal
-from truedepth.search.draft_benchmark import Contest, Contestant, Run
+from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, DraftRun
 from truedepth.search.draft_search import Candidate
 
-EXIT = Contestant(Candidate("early-exit", DepthPlan.of_layers([0], 4)), 2)
-ADAPTIVE = Contestant(EXIT.candidate, None)
+EXIT = DraftConfig(Candidate("early-exit", DepthPlan.of_layers([0], 4)), 2)
+ADAPTIVE = DraftConfig(EXIT.candidate, None)
 
 
 class NoEngine:
@@ -30,22 +30,22 @@ class Script:
         self.tokens = tokens
         self.calls: list[tuple[int, int | None, bool]] = []
 
-    def run(self, engine: Any, request: Any, draft: Any, length: int | None) -> Run:
+    def run(self, engine: Any, request: Any, draft: Any, length: int | None) -> DraftRun:
         prompt = request.prompt_ids[0]
         self.calls.append((prompt, length, draft is not None))
         tokens = list(range(self.tokens))
         if draft is None:
-            return Run(tokens, 10.0, [], [])
-        return Run([*tokens[:-1], prompt], 5.0 - prompt, [2, 2, 1], [2, 0, 1])
+            return DraftRun(tokens, 10.0, [], [])
+        return DraftRun([*tokens[:-1], prompt], 5.0 - prompt, [2, 2, 1], [2, 0, 1])
 
 
 @pytest.fixture
 def contest(tmp_path: Path) -> Any:
-    def make(script: Script, prompts: Sequence[Sequence[int]] = ((1,), (2,), (3,))) -> Contest:
+    def make(script: Script, prompts: Sequence[Sequence[int]] = ((1,), (2,), (3,))) -> DraftBenchmark:
         journal = Journal(tmp_path / "journal.jsonl", {})
         engine: Any = NoEngine()
-        bench: Any = script
-        return Contest("validation", engine, bench, journal, prompts, 10, {})
+        timer: Any = script
+        return DraftBenchmark("validation", engine, timer, journal, prompts, 10, {})
 
     return make
 
@@ -80,9 +80,9 @@ def test_what_was_timed_is_not_timed_again(contest: Any) -> None:
 @pytest.mark.parametrize(("slowest", "pays"), [(0.9, False), (1.05, True)])
 def test_a_quarter_of_slower_runs_is_too_many(slowest: float, pays: bool, contest: Any) -> None:
     class Slow(Script):
-        def run(self, engine: Any, request: Any, draft: Any, length: int | None) -> Run:
+        def run(self, engine: Any, request: Any, draft: Any, length: int | None) -> DraftRun:
             speedup = slowest if request.prompt_ids[0] < 3 else 1.3
-            return Run(list(range(11)), 10.0 if draft is None else 10.0 / speedup, [1], [1])
+            return DraftRun(list(range(11)), 10.0 if draft is None else 10.0 / speedup, [1], [1])
 
     (record,) = contest(Slow(), [[1], [2], [3], [4], [5]]).hold([EXIT])
     assert record.pays is pays
@@ -100,5 +100,5 @@ def test_texts_that_end_too_soon_are_not_timed(contest: Any) -> None:
 
 
 def test_contestants_are_told_apart() -> None:
-    small = Contestant(Candidate("early-exit", EXIT.candidate.plan, 100), 2)
+    small = DraftConfig(Candidate("early-exit", EXIT.candidate.plan, 100), 2)
     assert len({EXIT.key, ADAPTIVE.key, small.key}) == 3

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from truedepth.engine.drafts.drafts import Draft
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import OutputError, SearchError, TextError
@@ -26,7 +26,7 @@ from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.records.progress import Progress
 from truedepth.report import REPORT_FILE
 from truedepth.report.lossless.page import write_lossless_report
-from truedepth.search.draft_benchmark import Run
+from truedepth.search.draft_benchmark import DraftRun
 from truedepth.search.lossless import optimize_lossless
 from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.optimize import JOURNAL_FILE, RECIPE_FILE
@@ -37,7 +37,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PASSING = {"created", "seconds", "machine"}
 
 
-class MadeUpBench:
+class MadeUpTimer:
     """A clock on which every layer takes a second, and each further token of a pass a share of that."""
 
     def __init__(self, each: float = 0.05, head: float = 1.0, slower: float = 1.0) -> None:
@@ -56,17 +56,17 @@ class MadeUpBench:
         assert [len(part.ids) for part in vocabularies] == list(self.step_costs.draft_head_seconds)
         return self.step_costs
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> Run:
+    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
         drafts = () if draft is None else (draft,)
-        pacer = None if draft is None else FixedLength(length or 2)
-        (result,) = engine.generate([request], drafts=drafts, pacer=pacer)
+        policy = None if draft is None else FixedPolicy(length or 2)
+        (result,) = engine.generate([request], drafts=drafts, policy=policy)
         drafted = [step.drafted for step in result.steps if step.drafted]
         seconds = sum(not step.drafted for step in result.steps) * self.step_costs.plain_seconds()
         if draft is not None:
             size = None if draft.head.vocabulary is None else len(draft.head.vocabulary)
             seconds += self.slower * sum(self.step_costs.round_seconds(draft.plan, size, count) for count in drafted)
         accepted = [step.accepted for step in result.steps if step.drafted]
-        return Run(result.token_ids, seconds, drafted, accepted)
+        return DraftRun(result.token_ids, seconds, drafted, accepted)
 
     def bandwidth(self, device: torch.device) -> float:
         return 1e9
@@ -119,7 +119,7 @@ def recipe(planted_folder: Path, text: Path) -> LosslessRecipe:
 @pytest.fixture(scope="module")
 def finished(recipe: LosslessRecipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[LosslessResults, Path]:
     folder = tmp_path_factory.mktemp("finished")
-    return optimize_lossless(recipe, folder, bench=MadeUpBench()), folder
+    return optimize_lossless(recipe, folder, timer=MadeUpTimer()), folder
 
 
 def test_finds_the_exit_that_agrees_everywhere(finished: tuple[LosslessResults, Path]) -> None:
@@ -142,7 +142,7 @@ def test_expects_what_timing_then_finds(finished: tuple[LosslessResults, Path]) 
     expected = next(candidate for candidate in results.candidates if candidate.draft == results.best.draft)
     pace = next(pace for pace in expected.paces if pace.length == results.best.length)
     assert pace.tokens_per_second == pytest.approx(results.best.tokens_per_second, rel=0.1)
-    assert results.best.plain_tokens_per_second == pytest.approx(1 / MadeUpBench().step_costs.plain_seconds())
+    assert results.best.plain_tokens_per_second == pytest.approx(1 / MadeUpTimer().step_costs.plain_seconds())
     assert expected.break_even is not None and 0 < expected.break_even < 1
 
 
@@ -162,7 +162,7 @@ def test_writes_everything_and_it_reads_back(finished: tuple[LosslessResults, Pa
 
 
 def test_a_draft_vocabulary_is_written_where_it_pays(recipe: LosslessRecipe, tmp_path: Path) -> None:
-    results = optimize_lossless(recipe, tmp_path, bench=MadeUpBench(head=30.0))
+    results = optimize_lossless(recipe, tmp_path, timer=MadeUpTimer(head=30.0))
     assert results.best.draft.vocabulary == VOCABULARY // 8
     loaded = load(recipe.model)
     vocabulary = DraftVocabulary.load(tmp_path, loaded.model, loaded.tokenizer)
@@ -173,7 +173,7 @@ def test_a_draft_vocabulary_is_written_where_it_pays(recipe: LosslessRecipe, tmp
 
 
 def test_a_plan_that_cannot_pay_is_said(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
-    results = optimize_lossless(recipe_of(tiny_folder, text=text), tmp_path, bench=MadeUpBench(each=1.0))
+    results = optimize_lossless(recipe_of(tiny_folder, text=text), tmp_path, timer=MadeUpTimer(each=1.0))
     assert not results.pays
     assert results.best.speedup < 1
     assert results.finalists == []  # nothing but the best was worth timing
@@ -185,7 +185,7 @@ def test_a_plan_that_cannot_pay_is_said(tiny_folder: Path, text: Path, tmp_path:
 
 
 def test_an_untrained_model_is_told_what_its_exits_would_need(tiny_folder: Path, tmp_path: Path) -> None:
-    results = optimize_lossless(recipe_of(tiny_folder), tmp_path, bench=MadeUpBench(each=0.1))
+    results = optimize_lossless(recipe_of(tiny_folder), tmp_path, timer=MadeUpTimer(each=0.1))
     assert not results.pays
     limits = [candidate.break_even for candidate in results.candidates if candidate.draft.exit == 2]
     assert results.aim.exit == 2
@@ -196,7 +196,7 @@ def test_an_untrained_model_is_told_what_its_exits_would_need(tiny_folder: Path,
 
 def test_what_timing_does_not_confirm_is_not_recommended(recipe: LosslessRecipe, tmp_path: Path) -> None:
     """By its costs the draft would pay; on the clock it does not."""
-    results = optimize_lossless(recipe, tmp_path, bench=MadeUpBench(slower=8.0))
+    results = optimize_lossless(recipe, tmp_path, timer=MadeUpTimer(slower=8.0))
     expected = results.candidates[0].best.tokens_per_second
     assert expected > 1 / results.costs.plain_seconds()
     assert len(results.finalists) == 3
@@ -227,25 +227,25 @@ def test_an_interrupted_run_resumes_to_the_same_results(
     after: int, recipe: LosslessRecipe, finished: tuple[LosslessResults, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        optimize_lossless(recipe, tmp_path, progress=interrupting(after), bench=MadeUpBench())
+        optimize_lossless(recipe, tmp_path, progress=interrupting(after), timer=MadeUpTimer())
     assert not (tmp_path / LOSSLESS_FILE).exists()
-    resumed = optimize_lossless(recipe, tmp_path, resume=True, bench=MadeUpBench())
+    resumed = optimize_lossless(recipe, tmp_path, resume=True, timer=MadeUpTimer())
     assert resumed.model_dump(exclude=PASSING) == finished[0].model_dump(exclude=PASSING)
 
 
 def test_a_finished_run_is_not_measured_again(
     recipe: LosslessRecipe, finished: tuple[LosslessResults, Path], tmp_path: Path
 ) -> None:
-    class Stopped(MadeUpBench):
+    class Stopped(MadeUpTimer):
         def costs(self, *_: Any) -> StepCosts:
             raise AssertionError("measured again")
 
-        def run(self, *_: Any) -> Run:
+        def run(self, *_: Any) -> DraftRun:
             raise AssertionError("timed again")
 
     journal = (finished[1] / JOURNAL_FILE).read_bytes()
     (tmp_path / JOURNAL_FILE).write_bytes(journal)
-    again = optimize_lossless(recipe, tmp_path, resume=True, bench=Stopped())
+    again = optimize_lossless(recipe, tmp_path, resume=True, timer=Stopped())
     assert (tmp_path / JOURNAL_FILE).read_bytes() == journal
     assert again.model_dump(exclude=PASSING) == finished[0].model_dump(exclude=PASSING)
 
@@ -265,7 +265,7 @@ def test_a_model_that_ends_its_texts_at_once_is_said(planted_folder: Path, text:
     settings["eos_token_id"] = list(range(VOCABULARY))
     (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(SearchError, match=r"ends each text with its first token.*--text"):
-        optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", bench=MadeUpBench())
+        optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", timer=MadeUpTimer())
 
 
 def test_a_model_of_a_single_layer_is_refused(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_a_model_of_a_single_layer_is_refused(tiny_folder: Path, text: Path, tmp
     shutil.copytree(tiny_folder, folder)
     AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=1).save_pretrained(folder)
     with pytest.raises(SearchError, match="a single layer"):
-        optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", bench=MadeUpBench())
+        optimize_lossless(recipe_of(folder, text=text), tmp_path / "run", timer=MadeUpTimer())
 
 
 @pytest.mark.parametrize(
@@ -291,5 +291,5 @@ def test_what_cannot_be_done_is_said(
         short.write_text("Too little.", encoding="utf-8")
         settings = {**settings, "text": short}
     with pytest.raises(error, match=message):
-        optimize_lossless(recipe_of(planted_folder, **settings), tmp_path / "run", bench=MadeUpBench())
+        optimize_lossless(recipe_of(planted_folder, **settings), tmp_path / "run", timer=MadeUpTimer())
     assert not (tmp_path / "run" / LOSSLESS_FILE).exists()

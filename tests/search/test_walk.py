@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from truedepth.errors import SearchError, UsageError
 from truedepth.measuring.costs import MeasuredCosts
 from truedepth.plan import DepthPlan, Form, Stage
-from truedepth.search.walk import MOVES, Search, Step, Target, neighbours, undo
+from truedepth.search.walk import MOVES, Search, SearchStep, Target, neighbours, undo
 
 LAYERS = 8
 
@@ -53,7 +53,7 @@ def costs(lp: float = 2.0, par: float = 2.0) -> MeasuredCosts:
     return MeasuredCosts(2.0, 1.0, pairs, "Made up.")
 
 
-def last(path: Sequence[Step]) -> DepthPlan:
+def last(path: Sequence[SearchStep]) -> DepthPlan:
     return path[-1].plan
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM, TrainingArguments, default_data_collator
 
 from truedepth.plan import DepthPlan
-from truedepth.training.hooks.layer_calls import around_layers
+from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.exit_loss import training_exits
 from truedepth.training.layerskip.layer_dropout import LayerDropout
 from truedepth.training.layerskip.trainer import LayerSkipSettings, LayerSkipTrainer
@@ -95,7 +95,7 @@ def sharded(ids: Tensor) -> None:
     own = slice(RANK, RANK + 1) if RANKS > 1 else slice(2)
     dropout = LayerDropout()
     dropout.skips = skips[own]
-    with around_layers(model, dropout), training_exits(model) as objective:
+    with wrap_layers(model, dropout), training_exits(model) as objective:
         objective.weights = {2: 0.5, 5: 0.5}
         if RANKS > 1:
             mesh = init_device_mesh("cpu", (RANKS,))

@@ -10,7 +10,7 @@ import torch
 from truedepth.errors import UnsupportedModelError
 from truedepth.models.rewire import apply, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.recovery.changes import changed_layers, settle_merges
+from truedepth.training.recovery.changes import bake_merges, changed_layers
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_settled_merge_runs_the_same(tiny_model: Any, token_ids: Any) -> None:
     plan = DepthPlan.parse("0 (1+2) 3 (4+5)", 6)
     expected = apply(model, plan)(ids).logits
     restore(model)
-    settled, originals = settle_merges(model, plan)
+    settled, originals = bake_merges(model, plan)
     assert str(settled) == "0 1 3 4"
     torch.testing.assert_close(apply(model, settled)(ids).logits, expected)
     assert {name.split(".")[2] for name in originals} == {"1", "4"}
@@ -48,6 +48,6 @@ def test_a_settled_merge_runs_the_same(tiny_model: Any, token_ids: Any) -> None:
 
 def test_nothing_to_settle(tiny_model: Any) -> None:
     plan = DepthPlan.parse("0 (1|2) 3", 6)
-    assert settle_merges(tiny_model("llama"), plan) == (plan, {})
+    assert bake_merges(tiny_model("llama"), plan) == (plan, {})
     with pytest.raises(UnsupportedModelError, match="merge"):
-        settle_merges(tiny_model("mixtral"), DepthPlan.parse("0 (1+2) 3", 6))
+        bake_merges(tiny_model("mixtral"), DepthPlan.parse("0 (1+2) 3", 6))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 import truedepth
 from truedepth.engine.drafts.heads.draft_head import load_head
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import OutputError, TrainingError, UsageError
 from truedepth.training.heads.recipe import KIND, ExitHeadRecipe, ExitHeadTrainer
@@ -69,7 +69,7 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
 
     loaded = truedepth.load(str(recipe.model.name))
     head = load_head(tmp_path / "run" / "head", loaded.model)
-    assert isinstance(head, StatesHead if kind == "states" else ExitHead)
+    assert isinstance(head, EagleHead if kind == "states" else ExitHead)
     assert len(head.ids) == 120
     assert "items.jsonl (answered)" in head.text
     assert set(head.agreement) == {"sums"}
@@ -77,7 +77,7 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     weights = load_file(tmp_path / "run" / "head" / "head.safetensors")
     assert weights["extra_layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     plain = truedepth.generate(loaded, "5+5", max_new_tokens=20)
-    drafted = truedepth.generate(loaded, "5+5", max_new_tokens=20, head=head, draft_length=3)
+    drafted = truedepth.generate(loaded, "5+5", max_new_tokens=20, head=head, num_speculative_tokens=3)
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafted
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import TextError, TrainingError
 from truedepth.models.loading.load import LoadedModel, load
@@ -131,7 +131,7 @@ class TestRows:
     ) -> None:
         states = make_states(loaded, passages, tmp_path, [2, 4], tokens=10**6, batch=3)
         exit_head = ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(2), 6))
-        states_head = StatesHead.fresh(loaded.model, (2, 4))
+        states_head = EagleHead.fresh(loaded.model, (2, 4))
         for head in (exit_head, states_head):
             rows = HeadRows(states, head, 6, length)
             found = [rows[index] for index in range(len(rows))]
@@ -152,7 +152,7 @@ class TestRows:
     def test_nothing_to_learn(self, loaded: LoadedModel, tmp_path: Path) -> None:
         states = make_states(loaded, [Passage((5, 6, 7), (False,) * 3, 0)], tmp_path, [2], tokens=9, batch=1)
         with pytest.raises(TextError, match="leaves nothing for the head to learn"):
-            HeadRows(states, StatesHead.fresh(loaded.model, (2,)), 6, 8)
+            HeadRows(states, EagleHead.fresh(loaded.model, (2,)), 6, 8)
 
 
 class TestText:

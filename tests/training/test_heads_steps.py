@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.models.loading.load import LoadedModel
@@ -30,11 +30,11 @@ PART = DraftVocabulary(torch.tensor([2, *range(10, 60)]))
 LENGTH = 3
 
 
-def head_of(model: Any, kind: str) -> ExitHead | StatesHead:
+def head_of(model: Any, kind: str) -> ExitHead | EagleHead:
     """An exit head, or a states head with so many layers."""
     if kind == "exit":
         return ExitHead.fresh(model, DepthPlan.of_layers(range(3), 6), vocabulary=PART, rank=None, input_norm=True)
-    return StatesHead.fresh(model, (2, 4, 6), vocabulary=PART, num_layers=int(kind), rank=4)
+    return EagleHead.fresh(model, (2, 4, 6), vocabulary=PART, num_layers=int(kind), rank=4)
 
 
 def stacked(rows: HeadRows, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -42,9 +42,9 @@ def stacked(rows: HeadRows, indices: Sequence[int]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in found]) for name in found[0]}
 
 
-def trained(head: ExitHead | StatesHead, model: Any, rows: HeadRows, steps: int = 25) -> HeadDistillation:
+def trained(head: ExitHead | EagleHead, model: Any, rows: HeadRows, steps: int = 25) -> HeadDistillation:
     """A head that agrees with the model now and then."""
-    distillation = HeadDistillation(head, model, places=3 if isinstance(head, StatesHead) else 1, keep=0.6)
+    distillation = HeadDistillation(head, model, places=3 if isinstance(head, EagleHead) else 1, keep=0.6)
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     distillation.train()
     for step in range(steps):
@@ -76,7 +76,7 @@ def foretold(distillation: HeadDistillation, rows: HeadRows, states: States) -> 
 
 
 def model_of(distillation: HeadDistillation) -> Any:
-    return distillation.steps.trunk.model
+    return distillation.steps.runner.model
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_foretells_what_the_engine_accepts(
     with Engine(model) as engine:
         draft = engine.draft_of(head)
         for number, text in enumerate(texts):
-            (result,) = engine.generate([Request(text.ids, 36)], drafts=[draft], pacer=FixedLength(LENGTH))
+            (result,) = engine.generate([Request(text.ids, 36)], drafts=[draft], policy=FixedPolicy(LENGTH))
             at = len(text.ids)
             for step in result.steps[:-1]:
                 assert expected[number, at] == step.accepted, (number, at)
@@ -115,7 +115,7 @@ def states(tiny_model: Any, token_ids: Any, tmp_path_factory: pytest.TempPathFac
 
 def sums(distillation: HeadDistillation, rows: dict[str, Tensor], draw: int = 0) -> list[list[float]]:
     with torch.no_grad():
-        return [[float(value) for value in place] for place in distillation(draw=draw, **rows)]
+        return [[float(value) for value in position] for position in distillation(draw=draw, **rows)]
 
 
 class TestLoss:
@@ -161,8 +161,8 @@ class TestLoss:
         rows = stacked(HeadRows(states, head, 6, length=starts[2]), [0])
         parts = [{name: value[:, start:stop] for name, value in rows.items()} for start, stop in pairwise(starts[:3])]
         together, apart = sums(distillation, rows), [sums(distillation, part) for part in parts]
-        for place in range(2):
-            assert together[place][0] == pytest.approx(apart[0][place][0] + apart[1][place][0], rel=1e-4)
+        for position in range(2):
+            assert together[position][0] == pytest.approx(apart[0][position][0] + apart[1][position][0], rel=1e-4)
 
     @pytest.mark.parametrize("kind", ["exit", "1"])
     def test_learns(self, kind: str, states: States, tiny_model: Any) -> None:
@@ -177,7 +177,7 @@ class TestLoss:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def rows_of_model(model: Any, head: ExitHead | StatesHead, ids: Tensor) -> dict[str, Tensor]:
+def rows_of_model(model: Any, head: ExitHead | EagleHead, ids: Tensor) -> dict[str, Tensor]:
     """One passage as rows, by the model's own forward."""
     states = model(ids, output_hidden_states=True).hidden_states  # what goes into each layer, and the normed end
     if isinstance(head, ExitHead):

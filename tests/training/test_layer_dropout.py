@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.models.rewire import apply, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.hooks.layer_calls import around_layers
+from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
 
 NUM_LAYERS = 6
@@ -85,7 +85,7 @@ def plan_without(*skipped: int) -> DepthPlan:
 def forward(model: Any, ids: Tensor, skips: Any, **inputs: Any) -> Tensor:
     dropout = LayerDropout()
     dropout.skips = skips
-    with around_layers(model, dropout):
+    with wrap_layers(model, dropout):
         logits: Tensor = model(ids, use_cache=False, **inputs).logits
     return logits
 
@@ -170,7 +170,7 @@ def test_gradient_checkpointing_runs_the_same_layers_again(reentrant: bool, tiny
         model.zero_grad()
         dropout = LayerDropout()
         dropout.skips = skips
-        with around_layers(model, dropout):
+        with wrap_layers(model, dropout):
             model(ids, use_cache=False).logits.square().sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters()}
 
@@ -190,7 +190,7 @@ def test_the_model_is_as_before(tiny_model: Any, token_ids: Any) -> None:
     expected = model(ids).logits
     dropout, second = LayerDropout(), LayerDropout()
     dropout.skips = skipping((1,), (2,))
-    with around_layers(model, dropout), around_layers(model, second):
+    with wrap_layers(model, dropout), wrap_layers(model, second):
         assert list(model.state_dict()) == names
         assert type(model.model.layers[0]).__name__ == "LlamaDecoderLayer"
         assert isinstance(model.model.layers[0], kinds[0])
@@ -202,8 +202,8 @@ def test_refusals(tiny_model: Any, token_ids: Any) -> None:
     model, ids = tiny_model("llama").train(), token_ids(2, 8)
     dropout = LayerDropout()
     dropout.skips = skipping((1,), (2,))
-    with around_layers(model, dropout), pytest.raises(UnsupportedModelError, match="use_cache=False"):
+    with wrap_layers(model, dropout), pytest.raises(UnsupportedModelError, match="use_cache=False"):
         model(ids, past_key_values=DynamicCache(), use_cache=True)
     apply(model, plan_without(3))
-    with pytest.raises(PlanError, match="restore it first"), around_layers(model, dropout):
+    with pytest.raises(PlanError, match="restore it first"), wrap_layers(model, dropout):
         pass

@@ -30,7 +30,7 @@ from truedepth.plan import DepthPlan, Form, Prefill
 
 if TYPE_CHECKING:
     from truedepth.engine.generation import Options, Stream
-    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.engine.sampling.logits_sampler import SamplingParams
     from truedepth.engine.sampling.result import GenerationResult
     from truedepth.measuring.drafting_gain import DraftingGain
     from truedepth.models.loading.load import LoadedModel
@@ -43,7 +43,7 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "se
 
 
 def _sampling_options(command: Command) -> Command:
-    """The arguments of `truedepth.Sampling`."""
+    """The arguments of `truedepth.SamplingParams`."""
     for option in (
         click.option("--seed", type=int, help="The same seed gives the same text."),
         click.option(
@@ -123,7 +123,7 @@ def command(
     form: Form | None,
     prefill: Prefill | None,
     drafts: tuple[str, ...],
-    draft_length: int | None,
+    num_speculative_tokens: int | None,
     draft_vocabulary: Path | None,
     head: Path | None,
     max_new_tokens: int,
@@ -141,23 +141,28 @@ def command(
     """
     from truedepth.engine.engine import Engine
     from truedepth.engine.generation import stream
-    from truedepth.engine.sampling.logits_sampler import Sampling
+    from truedepth.engine.sampling.logits_sampler import SamplingParams
     from truedepth.measuring.drafting_gain import drafting_gain
     from truedepth.records.progress import terminal
 
     ranks = join_ranks(
         others["device"],
-        {"--draft": drafts, "--head": head, "--draft-length": draft_length, "--draft-vocabulary": draft_vocabulary},
+        {
+            "--draft": drafts,
+            "--head": head,
+            "--draft-length": num_speculative_tokens,
+            "--draft-vocabulary": draft_vocabulary,
+        },
     )
     if (as_json and stats) or (logprobs and not as_json):
         raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
     if compare and not (drafts or head):
         raise UsageError("--compare times a draft against plain decoding, and there is none; give --draft or --head")
-    sampling = Sampling(**{name: others.pop(name) for name in _SAMPLING})
+    sampling_params = SamplingParams(**{name: others.pop(name) for name in _SAMPLING})
     text = _prompt(prompt, prompt_file, ranks)
     read = partial(read_plan, plan, form=form, prefill=prefill)
     if ranks:
-        loaded, chosen, sampling = _load_part(model, read, ranks, sampling, **others)
+        loaded, chosen, sampling_params = _load_part(model, read, ranks, sampling_params, **others)
     else:
         loaded = load_model(model, **others)
         chosen = _apply(loaded, read)
@@ -165,9 +170,9 @@ def command(
     options: Options = {
         **_read_files(loaded, head, draft_vocabulary),
         "draft": plans or None,
-        "draft_length": draft_length,
+        "num_speculative_tokens": num_speculative_tokens,
         "max_new_tokens": max_new_tokens,
-        "sampling": sampling,
+        "sampling_params": sampling_params,
         "raw": raw,
         "stop": stop,
         "logprobs": logprobs,
@@ -215,16 +220,16 @@ def _read_files(loaded: LoadedModel, head: Path | None, vocabulary: Path | None)
 
 
 def _load_part(
-    model: str, read: Callable[[int], DepthPlan], ranks: GroupRanks, sampling: Sampling, **loading: Any
-) -> tuple[LoadedModel, DepthPlan, Sampling]:
+    model: str, read: Callable[[int], DepthPlan], ranks: GroupRanks, sampling_params: SamplingParams, **loading: Any
+) -> tuple[LoadedModel, DepthPlan, SamplingParams]:
     """This rank's part of the model, the plan that it runs, and sampling by the same seed on all ranks."""
     from truedepth.parallel.load import load_split
 
     loading["device"] = ranks.device
     parts = load_split(model, lambda num_layers: {"plan": read(num_layers)}, ranks, **loading)
-    if sampling.temperature > 0 and sampling.seed is None:
-        sampling = replace(sampling, seed=ranks.first_choice(secrets.randbits(63)))
-    return parts.loaded("plan"), parts.plans["plan"], sampling
+    if sampling_params.temperature > 0 and sampling_params.seed is None:
+        sampling_params = replace(sampling_params, seed=ranks.first_choice(secrets.randbits(63)))
+    return parts.loaded("plan"), parts.plans["plan"], sampling_params
 
 
 def _ranks_record(ranks: GroupRanks) -> dict[str, Any]:

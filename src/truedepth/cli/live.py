@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from truedepth.search.walk import Step
+    from truedepth.search.walk import SearchStep
 
 
 class JobDisplay:
@@ -29,7 +29,7 @@ class JobDisplay:
             TimeElapsedColumn(),
             console=self._console,
         )
-        self._steps: list[Step] = []
+        self._steps: list[SearchStep] = []
         self._phase = ""
         self._live = Live(console=self._console, get_renderable=self._render, refresh_per_second=4)
 
@@ -46,7 +46,7 @@ class JobDisplay:
         """The `Progress` that library functions take."""
         return self._bar(description, total) if self._console.is_terminal else self._line(description)
 
-    def on_step(self, step: Step) -> None:
+    def on_step(self, step: SearchStep) -> None:
         """Show a plan that the search has taken. A search that begins again replaces the table."""
         if step.plan.is_full:
             self._steps = []

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from truedepth.engine.drafts.heads.draft_head import DraftHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.engine.sampling.logits_sampler import BY_SCORES_ALONE, Chooser, Sampling
+from truedepth.engine.sampling.logits_sampler import BY_SCORES_ALONE, LogitsSampler, SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.engine.speculation import DraftLike, Speculation
@@ -45,9 +44,9 @@ _STATEFUL: dict[type[LogitsProcessor], str] = {
 
 
 def speculate(
-    draft: DraftLike | Many[DraftLike] | None = None,
+    draft: DraftLike | Sequence[DraftLike] | None = None,
     *,
-    draft_length: int | None = None,
+    num_speculative_tokens: int | None = None,
     head: DraftHead | None = None,
     vocabulary: DraftVocabulary | None = None,
     engine: Engine | None = None,
@@ -57,19 +56,22 @@ def speculate(
 
         model.generate(**inputs, max_new_tokens=64, custom_generate=truedepth.speculate("exit:8"))
 
-    Greedily the result is the same. With `do_sample` it has the same distribution, and for one `draft_length`
+    Greedily the result is the same. With `do_sample` it has the same distribution, and for one `num_speculative_tokens`
     `torch.manual_seed` makes it repeatable. Each call packs the model and puts it back; for many calls, open an engine
     and give it here.
 
     Args:
-        draft, draft_length, head, vocabulary: see `truedepth.generate`; no draft: plain decoding by the engine.
+        draft, num_speculative_tokens, head, vocabulary: see `truedepth.generate`; no draft: plain decoding by the
+            engine.
         engine: an open engine of the model.
         streamer: in place of that of `generate`, which `transformers` does not hand on. For one row.
 
     Raises:
         UsageError: a draft length that is out of range, or options of a draft without a draft.
     """
-    speculation = Speculation(draft=draft, draft_length=draft_length, head=head, vocabulary=vocabulary)
+    speculation = Speculation(
+        draft=draft, num_speculative_tokens=num_speculative_tokens, head=head, vocabulary=vocabulary
+    )
     return DecodingMethod(speculation, engine, streamer)
 
 
@@ -114,12 +116,12 @@ class DecodingMethod:
         requests = _requests(input_ids, padding, generation_config)
         rows = [_Row(prompt, generation_config.max_length, stopping_criteria) for prompt in input_ids]
         with self._open(model) as engine:
-            drafts, pacer = self._speculation.prepare(engine)
+            drafts, policy = self._speculation.prepare(engine)
             sequences = engine.sequences(requests)
             for sequence, row in zip(sequences, rows, strict=True):
                 sequence.writer = row
-            choosers = _choosers(logits_processor, bool(generation_config.do_sample), input_ids, padding)
-            steps = engine.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers)
+            samplers = _samplers(logits_processor, bool(generation_config.do_sample), input_ids, padding)
+            steps = engine.steps(sequences, drafts=drafts, policy=policy, samplers=samplers)
             self._stream(input_ids, rows, steps)
         self.results = [sequence.result() for sequence in sequences]
         written: Any = _joined(input_ids, self.results, generation_config)
@@ -132,7 +134,7 @@ class DecodingMethod:
             raise UsageError("the engine given to speculate is for another model; open one with this model")
         return nullcontext(self._engine)
 
-    def _stream(self, input_ids: Tensor, rows: Many[_Row], steps: Iterator[Any]) -> None:
+    def _stream(self, input_ids: Tensor, rows: Sequence[_Row], steps: Iterator[Any]) -> None:
         """Run all steps, and hand what they add on to the streamer."""
         if self._streamer is None:
             deque(steps, maxlen=0)
@@ -181,14 +183,16 @@ class _AtRow(LogitsProcessor):
         return processed[self._row, None]
 
 
-def _choosers(processors: LogitsProcessorList, sample: bool, input_ids: Tensor, padding: Many[int]) -> list[Chooser]:
+def _samplers(
+    processors: LogitsProcessorList, sample: bool, input_ids: Tensor, padding: Sequence[int]
+) -> list[LogitsSampler]:
     """One for each row."""
     batch = len(input_ids)
     alike = all(type(processor) in BY_SCORES_ALONE for processor in processors)
     if alike or (batch == 1 and not any(padding)):
-        return [Chooser(not sample, processors)] * batch
+        return [LogitsSampler(not sample, processors)] * batch
     return [
-        Chooser(
+        LogitsSampler(
             not sample,
             LogitsProcessorList(
                 processor
@@ -201,7 +205,7 @@ def _choosers(processors: LogitsProcessorList, sample: bool, input_ids: Tensor, 
     ]
 
 
-def _requests(input_ids: Tensor, padding: Many[int], config: GenerationConfig) -> list[Request]:
+def _requests(input_ids: Tensor, padding: Sequence[int], config: GenerationConfig) -> list[Request]:
     """One for each row; when to stop is left to the stopping criteria."""
     room = config.max_length - input_ids.shape[1]
     seeds: list[int | None] = [None] * len(input_ids)
@@ -209,7 +213,7 @@ def _requests(input_ids: Tensor, padding: Many[int], config: GenerationConfig) -
         seeds = torch.randint(2**62, (len(input_ids),)).tolist()
     prompts: list[list[int]] = input_ids.tolist()
     return [
-        Request(prompt[empty:], max_new_tokens=room, sampling=Sampling(seed=seed), ignore_end=True)
+        Request(prompt[empty:], max_new_tokens=room, sampling_params=SamplingParams(seed=seed), ignore_end=True)
         for prompt, empty, seed in zip(prompts, padding, seeds, strict=True)
     ]
 
@@ -227,7 +231,7 @@ def _padding(input_ids: Tensor, mask: Tensor | None, positions: Tensor | None) -
     return padding
 
 
-def _joined(input_ids: Tensor, results: Many[GenerationResult], config: GenerationConfig) -> Tensor:
+def _joined(input_ids: Tensor, results: Sequence[GenerationResult], config: GenerationConfig) -> Tensor:
     """Prompts and new tokens, (B, T')."""
     longest = max(len(result.token_ids) for result in results)
     if config._pad_token_tensor is not None:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from truedepth.engine.cpu.layouts import can_lay_out
 from truedepth.engine.cpu.packing import Packing
-from truedepth.engine.drafts.adaptive import Adaptive
-from truedepth.engine.drafts.drafts import AnyDraft, Draft, StatesDraft
+from truedepth.engine.drafts.adaptive import AdaptivePolicy
+from truedepth.engine.drafts.drafts import AnyDraft, Draft, EagleDraft
 from truedepth.engine.drafts.heads.draft_head import DraftHead, load_head, refuse_both
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT, packaged_head
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, end_ids_of
-from truedepth.engine.drafts.policy import Never, Pacer
+from truedepth.engine.drafts.policy import NoSpeculation, SpeculationPolicy
 from truedepth.engine.loop.decoder import Decoder, Observer, Update
 from truedepth.engine.runner.capture import record_cuda_graph
-from truedepth.engine.runner.model_runner import Trunk
-from truedepth.engine.sampling.batch_sampler import Choice
-from truedepth.engine.sampling.detokenizer import TextWriter
-from truedepth.engine.sampling.logits_sampler import Chooser
+from truedepth.engine.runner.model_runner import ModelRunner
+from truedepth.engine.sampling.batch_sampler import BatchSampler
+from truedepth.engine.sampling.detokenizer import IncrementalDetokenizer
+from truedepth.engine.sampling.logits_sampler import LogitsSampler
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
-from truedepth.engine.sampling.sequences import Sequence
+from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, causal_lm
@@ -70,10 +69,10 @@ class Engine:
         embedding: Any = core.get_submodule(family.embedding)
         packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
         packing = Packing(core, family) if packs else None
-        self.trunk = Trunk(core, packing)
+        self.runner = ModelRunner(core, packing)
         self._release = _release_when_dropped(self, packing)
         self._drafts: dict[Hashable, AnyDraft] = {}
-        self._pacers: dict[tuple[AnyDraft, ...], Pacer] = {}
+        self._policies: dict[tuple[AnyDraft, ...], SpeculationPolicy] = {}
 
     def draft(
         self,
@@ -85,15 +84,15 @@ class Engine:
     ) -> Draft:
         """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
         if plan.groups:
-            self.trunk.family.require(plan.form)
+            self.runner.family.require(plan.form)
         key = (plan, head, vocabulary, share)
         found = self._drafts.get(key)
         if not isinstance(found, Draft):
-            found = Draft.of(plan, self.target, self.trunk, head=head, vocabulary=vocabulary, share=share)
+            found = Draft.of(plan, self.target, self.runner, head=head, vocabulary=vocabulary, share=share)
             self._drafts[key] = found
         return found
 
-    def draft_of(self, head: ExitHead | StatesHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
+    def draft_of(self, head: ExitHead | EagleHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
         """Prepare the draft of a trained head, once: an exit head's plan, or a states head by itself.
 
         Raises:
@@ -104,7 +103,7 @@ class Engine:
         if isinstance(head, ExitHead):
             return self.draft(head.exit, head=head)
         if head not in self._drafts:
-            self._drafts[head] = StatesDraft.of(head, self.target, self.trunk)
+            self._drafts[head] = EagleDraft.of(head, self.target, self.runner)
         return self._drafts[head]
 
     def default_draft(self, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
@@ -122,12 +121,12 @@ class Engine:
 
     def generate(
         self,
-        requests: Many[Request],
+        requests: Sequence[Request],
         *,
-        drafts: Many[AnyDraft] = (),
-        pacer: Pacer | None = None,
-        choosers: Many[Chooser] | None = None,
-        observers: Many[Observer] = (),
+        drafts: Sequence[AnyDraft] = (),
+        policy: SpeculationPolicy | None = None,
+        samplers: Sequence[LogitsSampler] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> list[GenerationResult]:
         """Write all of `requests` as one batch.
 
@@ -145,35 +144,35 @@ class Engine:
             DecodingError: logits that are not numbers.
         """
         sequences = self.sequences(requests)
-        for _ in self.steps(sequences, drafts=drafts, pacer=pacer, choosers=choosers, observers=observers):
+        for _ in self.steps(sequences, drafts=drafts, policy=policy, samplers=samplers, observers=observers):
             pass
         return [sequence.result() for sequence in sequences]
 
     def steps(
         self,
-        sequences: Many[Sequence],
+        sequences: Sequence[SequenceState],
         *,
-        drafts: Many[AnyDraft] = (),
-        pacer: Pacer | None = None,
-        choosers: Many[Chooser] | None = None,
-        observers: Many[Observer] = (),
+        drafts: Sequence[AnyDraft] = (),
+        policy: SpeculationPolicy | None = None,
+        samplers: Sequence[LogitsSampler] | None = None,
+        observers: Sequence[Observer] = (),
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
-        choosers = choosers or [Chooser.of(sequence.request.sampling) for sequence in sequences]
-        if pacer is None or not drafts:
-            pacer = self._pacer(tuple(drafts))
-        choice = Choice(choosers, self.trunk.vocabulary_size)
-        captured = self.trunk.device.type == "cuda" and not is_split(self.model)  # a replay would not be counted
+        samplers = samplers or [LogitsSampler.of(sequence.request.sampling_params) for sequence in sequences]
+        if policy is None or not drafts:
+            policy = self._policy(tuple(drafts))
+        sampler = BatchSampler(samplers, self.runner.vocabulary_size)
+        captured = self.runner.device.type == "cuda" and not is_split(self.model)  # a replay would not be counted
         record = record_cuda_graph if captured else None
-        yield from Decoder(self.trunk, self.target, drafts, pacer, sequences, choice, record, observers).steps()
+        yield from Decoder(self.runner, self.target, drafts, policy, sequences, sampler, record, observers).steps()
 
-    def _pacer(self, drafts: tuple[AnyDraft, ...]) -> Pacer:
+    def _policy(self, drafts: tuple[AnyDraft, ...]) -> SpeculationPolicy:
         """One for each choice of drafts, which goes on learning from call to call."""
-        if drafts not in self._pacers:
-            self._pacers[drafts] = Adaptive(len(drafts)) if drafts else Never()
-        return self._pacers[drafts]
+        if drafts not in self._policies:
+            self._policies[drafts] = AdaptivePolicy(len(drafts)) if drafts else NoSpeculation()
+        return self._policies[drafts]
 
-    def sequences(self, requests: Many[Request]) -> list[Sequence]:
+    def sequences(self, requests: Sequence[Request]) -> list[SequenceState]:
         """Sequences for `steps`, one for each request.
 
         Raises:
@@ -183,14 +182,14 @@ class Engine:
             raise UsageError("there is nothing to generate; give at least one request")
         return [self._sequence(index, request) for index, request in enumerate(requests)]
 
-    def _sequence(self, index: int, request: Request) -> Sequence:
+    def _sequence(self, index: int, request: Request) -> SequenceState:
         check_context(self.model.config, len(request.prompt_ids), request.max_new_tokens)
-        _check_tokens(request.prompt_ids, self.trunk.vocabulary_size)
+        _check_tokens(request.prompt_ids, self.runner.vocabulary_size)
         ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
-        writer = None if self.tokenizer is None else TextWriter(self.tokenizer, request.stop)
-        return Sequence(index, request, ends, writer)
+        writer = None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer, request.stop)
+        return SequenceState(index, request, ends, writer)
 
     @property
     def end_ids(self) -> frozenset[int]:
@@ -242,7 +241,7 @@ def check_context(config: Any, read: int, max_new_tokens: int) -> None:
     )
 
 
-def _check_tokens(ids: Many[int], vocabulary_size: int) -> None:
+def _check_tokens(ids: Sequence[int], vocabulary_size: int) -> None:
     unknown = next((token for token in ids if not 0 <= token < vocabulary_size), None)
     if unknown is not None:
         raise UsageError(

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from truedepth.engine.drafts.heads.draft_head import DraftHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.engine.sampling.detokenizer import TextWriter
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.detokenizer import IncrementalDetokenizer
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
-from truedepth.engine.sampling.sequences import Sequence
+from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.engine.speculation import DraftLike, Speculation
 from truedepth.errors import UsageError
 from truedepth.models.loading.load import LoadedModel
@@ -35,12 +34,12 @@ Source = LoadedModel | Engine
 class Options(TypedDict, total=False):
     """What `generate` and `stream` take besides prompts. See `generate`."""
 
-    draft: DraftLike | Many[DraftLike] | None
-    draft_length: int | None
+    draft: DraftLike | Sequence[DraftLike] | None
+    num_speculative_tokens: int | None
     max_new_tokens: int
-    sampling: Sampling | None
+    sampling_params: SamplingParams | None
     raw: bool
-    stop: str | Many[str]
+    stop: str | Sequence[str]
     logprobs: bool
     head: DraftHead | None
     vocabulary: DraftVocabulary | None
@@ -61,9 +60,9 @@ def generate(
         prompts: one, or several, which are decoded as one batch.
         draft: speculate with this plan: `exit:8`, a `DepthPlan`, ...; several to choose from at each step. Text is
             drafted with it and verified with the plan that the model runs, whose text, or distribution, results.
-        draft_length: draft so many tokens each time, 1 to 32; None (the default): what pays, by what is seen.
+        num_speculative_tokens: draft so many tokens each time, 1 to 32; None (the default): what pays, by what is seen.
         max_new_tokens: stop after so many; 256 by default.
-        sampling: how tokens are chosen; greedy by default.
+        sampling_params: how tokens are chosen; greedy by default.
         raw: continue the prompt even if there is a chat template.
         stop: a string before which the text ends, or several.
         logprobs: keep each token's log probability.
@@ -82,8 +81,8 @@ def generate(
     asked = _Asked(**options)
     requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
     with _open(source) as engine:
-        drafts, pacer = asked.prepare(engine)
-        results = engine.generate(requests, drafts=drafts, pacer=pacer)
+        drafts, policy = asked.prepare(engine)
+        results = engine.generate(requests, drafts=drafts, policy=policy)
     return results[0] if isinstance(prompts, str) else results
 
 
@@ -103,9 +102,9 @@ def stream(source: Source, prompt: str, **options: Unpack[Options]) -> Stream:
     (request,) = asked.requests(_tokenizer_of(source), [prompt])
     engine = source if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
     try:
-        drafts, pacer = asked.prepare(engine)
+        drafts, policy = asked.prepare(engine)
         (sequence,) = engine.sequences([request])
-        steps = engine.steps([sequence], drafts=drafts, pacer=pacer)
+        steps = engine.steps([sequence], drafts=drafts, policy=policy)
     except BaseException:
         if engine is not source:
             engine.close()
@@ -136,7 +135,7 @@ class Stream(Iterator[Piece]):
     `with` statement, or when nobody refers to it any more.
     """
 
-    def __init__(self, sequence: Sequence, steps: Iterator[Any], engine: Engine | None) -> None:
+    def __init__(self, sequence: SequenceState, steps: Iterator[Any], engine: Engine | None) -> None:
         self._sequence, self._steps = sequence, steps
         self._ready: deque[Piece] = deque()
         self._finalizer = weakref.finalize(self, _release, steps, engine)
@@ -181,9 +180,9 @@ def _release(steps: Any, engine: Engine | None) -> None:
         engine.close()
 
 
-def _pieces(sequence: Sequence, count: int) -> Iterator[Piece]:
+def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
     """The last `count` tokens of a sequence."""
-    writer = cast(TextWriter, sequence.writer)
+    writer = cast(IncrementalDetokenizer, sequence.writer)
     if sequence.finish_reason is not None:
         writer.finish()
     read, written = len(sequence.request.prompt_ids), sequence.new_tokens
@@ -200,17 +199,17 @@ class _Asked(Speculation):
     """The options of one call."""
 
     max_new_tokens: int = 256
-    sampling: Sampling | None = None
+    sampling_params: SamplingParams | None = None
     raw: bool = False
-    stop: str | Many[str] = ()
+    stop: str | Sequence[str] = ()
     logprobs: bool = False
 
-    def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Many[str]) -> list[Request]:
+    def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Request]:
         return [
             Request(
                 encode_prompt(tokenizer, prompt, self.raw),
                 max_new_tokens=self.max_new_tokens,
-                sampling=self.sampling or Sampling(),
+                sampling_params=self.sampling_params or SamplingParams(),
                 stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
                 logprobs=self.logprobs,
             )

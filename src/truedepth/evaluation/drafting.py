@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.engine.runner.caches import KVCache
-from truedepth.engine.runner.model_runner import Place, Trunk
+from truedepth.engine.runner.model_runner import ForwardContext, ModelRunner
 from truedepth.engine.sampling.request import Request
 from truedepth.evaluation.agreement import Agreement
 from truedepth.evaluation.calibration import key_of
@@ -65,10 +65,10 @@ class TargetTexts(LayerStatistics):
         on_loss, on_agreement: called with what had to be computed.
     """
 
-    trunk: Trunk
+    runner: ModelRunner
     tokens: Tensor
     lengths: Sequence[int]
-    place: Place
+    context: ForwardContext
     cache: KVCache
     hidden: list[Tensor]
     vocabularies: Sequence[DraftVocabulary]
@@ -84,7 +84,7 @@ class TargetTexts(LayerStatistics):
         for plan, hidden in self._outputs(plans, self.remembered_losses):
             scored = self._real()
             scored[:, torch.arange(scored.shape[1]) % self.every > 0] = False
-            logits = self.trunk.logits(hidden[scored][None])[0]  # (S, V)
+            logits = self.runner.logits(hidden[scored][None])[0]  # (S, V)
             loss = cross_entropy(logits.float(), self.tokens[scored]).item()
             self.remembered_losses[key_of(plan)] = loss
             self.on_loss(key_of(plan), loss)
@@ -105,7 +105,7 @@ class TargetTexts(LayerStatistics):
         """Where the choices from the last hidden states, (N, T, D), are the target's, by size of the vocabulary."""
         rows: dict[str, list[str]] = {WHOLE: [], **{str(len(part.ids)): [] for part in self.vocabularies}}
         for states, tokens, length in zip(hidden, self.tokens, self.lengths, strict=True):
-            logits = self.trunk.logits(states[None, :length])[0]  # (T, V), of one text: they are large
+            logits = self.runner.logits(states[None, :length])[0]  # (T, V), of one text: they are large
             rows[WHOLE].append(_as_row(logits.argmax(-1) == tokens[:length]))
             for part in self.vocabularies:
                 ids = part.ids.to(logits.device)
@@ -129,7 +129,7 @@ class TargetTexts(LayerStatistics):
                         hidden = self.hidden[len(held) + 1]
                     else:
                         hidden = held[-1][2] if held else self.hidden[0]
-                        hidden = self.trunk.run([stage], plan.form, hidden, self.place, lambda _: cache)
+                        hidden = self.runner.run([stage], plan.form, hidden, self.context, lambda _: cache)
                     held.append((stage, plan.form, hidden))
                 yield plan, held[-1][2]
                 advance()
@@ -160,26 +160,26 @@ def read_target_texts(
         vocabularies: of drafts, each of another size.
         every: see `TargetTexts`.
     """
-    trunk = engine.trunk
+    runner = engine.runner
     read = len(texts[0][0])
     lengths = [len(written) - 1 for _, written in texts]
     most = max(lengths)
-    written = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=trunk.device)
+    written = torch.zeros(len(texts), most + 1, dtype=torch.int64, device=runner.device)
     for row, (_, tokens) in zip(written, texts, strict=True):
-        row[: len(tokens)] = torch.tensor(tokens, device=trunk.device)
-    prompts = torch.tensor([list(prompt) for prompt, _ in texts], device=trunk.device)
+        row[: len(tokens)] = torch.tensor(tokens, device=runner.device)
+    prompts = torch.tensor([list(prompt) for prompt, _ in texts], device=runner.device)
     ids = torch.cat([prompts, written[:, :-1]], 1)  # (N, P + T)
     cache = KVCache(len(texts), ids.shape[1])
-    whole = trunk.place([0] * len(texts), ids.shape[1], cache.capacity)
-    state = trunk.embed(ids)  # (N, P + T, D)
+    whole = runner.context([0] * len(texts), ids.shape[1], cache.capacity)
+    state = runner.embed(ids)  # (N, P + T, D)
     hidden = [state[:, read:].clone()]
     with progress("Reading what the model wrote", engine.target.effective_depth) as advance:
         for stage in engine.target.stages:
-            state = trunk.run([stage], engine.target.form, state, whole, lambda _: cache)
+            state = runner.run([stage], engine.target.form, state, whole, lambda _: cache)
             hidden.append(state[:, read:].clone())
             advance()
-    place = _beside(trunk.place([read] * len(texts), most, cache.capacity), state.dtype)
-    return TargetTexts(trunk, written[:, 1:], lengths, place, cache, hidden, vocabularies, every, progress)
+    context = _beside(runner.context([read] * len(texts), most, cache.capacity), state.dtype)
+    return TargetTexts(runner, written[:, 1:], lengths, context, cache, hidden, vocabularies, every, progress)
 
 
 class _DraftCache(KVCache):
@@ -200,19 +200,19 @@ class _DraftCache(KVCache):
         return torch.cat([keys, own_keys], 2), torch.cat([values, own_values], 2)
 
 
-def _beside(place: Place, dtype: torch.dtype) -> Place:
+def _beside(context: ForwardContext, dtype: torch.dtype) -> ForwardContext:
     """A place whose masks show each token the target's entries of the tokens before it, and then its own alone."""
-    positions = place.positions[0]  # (T,); the same for all sequences
-    entries = torch.arange(place.span, device=positions.device)
+    positions = context.positions[0]  # (T,); the same for all sequences
+    entries = torch.arange(context.span, device=positions.device)
     own = torch.eye(len(positions), dtype=torch.bool, device=positions.device)
     masks = {}
-    for window in place.masks:
+    for window in context.masks:
         seen = entries < positions[:, None]  # (T, span)
         if window is not None:
             seen &= entries > positions[:, None] - window
-        mask = torch.zeros(len(positions), place.span + len(positions), dtype=dtype, device=positions.device)
+        mask = torch.zeros(len(positions), context.span + len(positions), dtype=dtype, device=positions.device)
         masks[window] = mask.masked_fill_(~torch.cat([seen, own], 1), -torch.inf)[None, None]
-    return replace(place, masks=masks)
+    return replace(context, masks=masks)
 
 
 def _in_common(held: Sequence[tuple[Stage, Form, Tensor]], plan: DepthPlan) -> int:

@@ -17,7 +17,7 @@ from truedepth.records.progress import Progress, silent
 RUNS = 3
 """Of each, after one of each that does not count."""
 
-_OF_DRAFTS = ("draft", "draft_length", "head", "vocabulary")
+_OF_DRAFTS = ("draft", "num_speculative_tokens", "head", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ def drafting_gain(
 
 
 def _is_greedy(options: Options) -> bool:
-    sampling = options.get("sampling")
-    return sampling is None or sampling.temperature == 0
+    sampling_params = options.get("sampling_params")
+    return sampling_params is None or sampling_params.temperature == 0
 
 
 def _gain(pairs: list[tuple[GenerationResult, GenerationResult]], *, sampled: bool) -> DraftingGain:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from truedepth.measuring.machine import device_name, processor_name
-from truedepth.measuring.speed import Comparison, Run, check_sizes, fixed_prompt, in_turns, timed_run
+from truedepth.measuring.speed import Comparison, TimedRun, check_sizes, fixed_prompt, in_turns, timed_run
 from truedepth.parallel.load import SplitModels
 from truedepth.parallel.ranks import GroupRanks, Ranks, Traffic
 from truedepth.plan import DepthPlan
@@ -71,7 +71,7 @@ def measure_on_ranks(
     prompt = fixed_prompt(first, batch, prompt_tokens)
     traffic = {name: count_passes(model, prompt, ranks) for name, model in models.models.items()}
 
-    def run(name: str) -> Run:
+    def run(name: str) -> TimedRun:
         ranks.wait()
         return timed_run(models.models[name], prompt, new_tokens)
 

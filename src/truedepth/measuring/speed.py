@@ -55,7 +55,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TimedRun:
     """One timed run.
 
     Attributes:
@@ -115,7 +115,7 @@ class Comparison:
         batch: sequences run at once.
     """
 
-    runs: Mapping[str, tuple[Run, ...]]
+    runs: Mapping[str, tuple[TimedRun, ...]]
     prompt_tokens: int
     new_tokens: int
     batch: int
@@ -144,7 +144,7 @@ class Comparison:
         pairs = zip(self.runs[self.baseline], self.runs[name], strict=True)
         return [base.median_step_seconds - own.median_step_seconds for base, own in pairs]
 
-    def _speed(self, runs: Sequence[Run]) -> Speed:
+    def _speed(self, runs: Sequence[TimedRun]) -> Speed:
         prompt = self.batch * self.prompt_tokens
         return Speed(
             decode_tokens_per_second=Spread.of([self.batch / run.step_seconds for run in runs]),
@@ -198,7 +198,7 @@ def compare(
     check_sizes(model, plans, prompt_tokens, new_tokens, batch, repeats)
     prompt = fixed_prompt(model, batch, prompt_tokens)
 
-    def run(name: str) -> Run:
+    def run(name: str) -> TimedRun:
         run_plan(model, plans[name])
         return timed_run(model, prompt, new_tokens)
 
@@ -209,14 +209,14 @@ def compare(
 
 def in_turns(
     names: Sequence[str],
-    run: Callable[[str], Run],
+    run: Callable[[str], TimedRun],
     *,
     repeats: int,
     max_seconds: float | None = None,
     progress: Progress = silent,
-) -> dict[str, tuple[Run, ...]]:
+) -> dict[str, tuple[TimedRun, ...]]:
     """Runs of each name, taking turns, after one of each that does not count; see `compare`."""
-    runs: dict[str, list[Run]] = {name: [] for name in names}
+    runs: dict[str, list[TimedRun]] = {name: [] for name in names}
     started = time.perf_counter()
     with progress("Timing", (repeats + 1) * len(names)) as step:
         for turn in range(repeats + 1):
@@ -280,7 +280,7 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
+def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> TimedRun:
     """Prefill (B, P) and decode `new_tokens` steps of (B, 1)."""
     start = now(prompt.device)
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
@@ -290,7 +290,7 @@ def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> Run:
         output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
         token = output.logits[:, -1].argmax(-1, keepdim=True)  # (B, 1)
         readings.append(now(prompt.device))
-    return Run(readings[0] - start, tuple(end - begin for begin, end in pairwise(readings)))
+    return TimedRun(readings[0] - start, tuple(end - begin for begin, end in pairwise(readings)))
 
 
 def check_sizes(

@@ -11,11 +11,11 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from truedepth.engine.drafts.heads.draft_head import OwnHead
+from truedepth.engine.drafts.heads.draft_head import LMHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.engine.runner.caches import KVCache
-from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.engine.sampling.logits_sampler import most_likely
 from truedepth.measuring.speed import now
 from truedepth.measuring.step_costs import StepCosts
@@ -46,10 +46,10 @@ def measure_step_costs(
         engine: its target is the unmodified model.
         vocabularies: of drafts, each of another size.
     """
-    trunk, depth = engine.trunk, engine.target.num_layers
+    runner, depth = engine.runner, engine.target.num_layers
     with torch.inference_mode():
         probes = _probes(engine, vocabularies)
-        times = _run(probes, trunk.device, progress)
+        times = _run(probes, runner.device, progress)
     found = {name: median(values) for name, values in times.items()}
     layer_seconds = {tokens: seconds / depth for tokens, seconds in _by_tokens("layers", found).items()}
     return StepCosts(
@@ -98,36 +98,36 @@ def _run(probes: _Probes, device: torch.device, progress: Progress) -> dict[tupl
 
 
 def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> _Probes:
-    trunk, target = engine.trunk, engine.target
+    runner, target = engine.runner, engine.target
     most = max(TOKENS)
     positions = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
-    context = max(1, min(_CONTEXT, positions - most)) if positions else _CONTEXT
-    ids = torch.arange(context + most, device=trunk.device)[None] % trunk.vocabulary_size  # (1, P + T)
-    cache = KVCache(1, context + most)
+    length = max(1, min(_CONTEXT, positions - most)) if positions else _CONTEXT
+    ids = torch.arange(length + most, device=runner.device)[None] % runner.vocabulary_size  # (1, P + T)
+    cache = KVCache(1, length + most)
 
     def run(stages: Sequence[Stage], form: Form, start: int, end: int) -> Callable[[], Tensor]:
-        place = trunk.place([start], end - start, cache.capacity)
-        embedded = trunk.embed(ids[:, start:end])
-        return lambda: trunk.run(stages, form, embedded, place, lambda _: cache)
+        context = runner.context([start], end - start, cache.capacity)
+        embedded = runner.embed(ids[:, start:end])
+        return lambda: runner.run(stages, form, embedded, context, lambda _: cache)
 
-    last = run(target.stages, target.form, 0, context)()[:, -1:]  # (1, 1, D)
-    probes: _Probes = {("begin", 1): lambda: (trunk.place([context], 1, cache.capacity), trunk.embed(ids[:, :1]))}
+    last = run(target.stages, target.form, 0, length)()[:, -1:]  # (1, 1, D)
+    probes: _Probes = {("begin", 1): lambda: (runner.context([length], 1, cache.capacity), runner.embed(ids[:, :1]))}
     for count in TOKENS:
-        probes["layers", count] = run(target.stages, target.form, context, context + count)
-        probes["head", count] = _head(trunk, last.repeat(1, count, 1))
+        probes["layers", count] = run(target.stages, target.form, length, length + count)
+        probes["head", count] = _head(runner, last.repeat(1, count, 1))
     for part in vocabularies:
-        probes["draft head", len(part.ids)] = _draft_head(OwnHead(trunk, part), last)
+        probes["draft head", len(part.ids)] = _draft_head(LMHead(runner, part), last)
     for form in FORMS:
-        if form not in trunk.family.cannot and target.num_layers > 1:
-            probes["pairs", form] = run(_pairs(target.num_layers), form, context, context + 1)
+        if form not in runner.family.cannot and target.num_layers > 1:
+            probes["pairs", form] = run(_pairs(target.num_layers), form, length, length + 1)
     return probes
 
 
-def _head(trunk: Trunk, hidden: Tensor) -> Callable[[], object]:
-    return lambda: most_likely(trunk.logits(hidden).float()).tolist()
+def _head(runner: ModelRunner, hidden: Tensor) -> Callable[[], object]:
+    return lambda: most_likely(runner.logits(hidden).float()).tolist()
 
 
-def _draft_head(head: OwnHead, hidden: Tensor) -> Callable[[], object]:
+def _draft_head(head: LMHead, hidden: Tensor) -> Callable[[], object]:
     def choose() -> object:
         columns = most_likely(head.logits(hidden).float())
         return (columns if head.vocabulary is None else head.vocabulary[columns]).tolist()

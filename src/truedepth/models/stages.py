@@ -15,11 +15,11 @@ from truedepth.plan import Form
 LayerInputs = Mapping[str, Any]
 """The keyword arguments that the model hands to a decoder layer: mask, position embeddings, cache, ..."""
 
-PART = "truedepth_part"
+SHARD = "truedepth_part"
 """The attribute of a decoder layer of which several ranks hold a part each; see `truedepth.parallel`."""
 
 
-class Part(Protocol):
+class Shard(Protocol):
     """What one rank holds of a decoder layer.
 
     Attributes:
@@ -33,15 +33,15 @@ class Part(Protocol):
         ...
 
 
-def part_of(layer: nn.Module) -> Part | None:
+def shard_of(layer: nn.Module) -> Shard | None:
     """The part that this rank holds of a layer; None where there are no ranks."""
-    part: Part | None = vars(layer).get(PART)
+    part: Shard | None = vars(layer).get(SHARD)
     return part
 
 
 def is_held(layer: nn.Module) -> bool:
     """Whether this process holds anything of a layer: all of it where there are no ranks."""
-    part = part_of(layer)
+    part = shard_of(layer)
     return part is None or part.held
 
 
@@ -91,7 +91,7 @@ def run_group(
     Returns:
         y, (B, T, D).
     """
-    part = part_of(layers[0])
+    part = shard_of(layers[0])
     add = _add if part is None else part.add
     held = [(layer, given) for layer, given in zip(layers, inputs, strict=True) if is_held(layer)]
     attended = [attention_output(layer, family, hidden, given) for layer, given in held]

@@ -26,14 +26,14 @@ _PATIENCE = 5.0
 
 
 @dataclass
-class _Run:
+class _LaunchedRun:
     """The run that this process is a rank of."""
 
     store: Any
     stderr: TextIO
 
 
-_run: _Run | None = None
+_run: _LaunchedRun | None = None
 
 
 def started_ranks() -> int:
@@ -64,7 +64,7 @@ def joined(device: str) -> Iterator[GroupRanks]:
     stdout, stderr = sys.stdout, sys.stderr
     try:
         store, rank, size = next(iter(rendezvous("env://")))
-        _run = _Run(PrefixStore("truedepth", store), stderr)
+        _run = _LaunchedRun(PrefixStore("truedepth", store), stderr)
         backend = dist.get_default_backend_for_device(place)
         bound = place if place.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=bound)

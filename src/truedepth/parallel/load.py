@@ -106,7 +106,7 @@ def split_model(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _RankModel:
     """A model on the meta device, to be filled."""
 
     model: PreTrainedModel
@@ -119,23 +119,23 @@ class _Part:
         return any(f".{layer}." in name for layer in merged)
 
 
-def _part(source: Source, plan: DepthPlan, ranks: Ranks, trust: bool) -> _Part:
+def _part(source: Source, plan: DepthPlan, ranks: Ranks, trust: bool) -> _RankModel:
     return _cut(blank_model(source.config, trust_remote_code=trust), plan, ranks)
 
 
-def _cut(blank: PreTrainedModel, plan: DepthPlan, ranks: Ranks) -> _Part:
+def _cut(blank: PreTrainedModel, plan: DepthPlan, ranks: Ranks) -> _RankModel:
     if blank.config.model_type.startswith(WIDE_PREFIX):
         raise UnsupportedModelError(
             "the checkpoint has wide layers already; give the model that it was made of, and its plan"
         )
     family_of(blank.config).require("split")
     require_divisible(plan, blank.config, ranks.size)
-    return _Part(blank, plan, split(blank, pieces_of(plan, ranks.rank, ranks.size), ranks))
+    return _RankModel(blank, plan, split(blank, pieces_of(plan, ranks.rank, ranks.size), ranks))
 
 
-def _fill(source: Source, parts: list[_Part], dtype: torch.dtype, device: torch.device) -> None:
+def _fill(source: Source, parts: list[_RankModel], dtype: torch.dtype, device: torch.device) -> None:
     """Read each tensor once, and give every part what it keeps of it."""
-    wanted: dict[str, list[tuple[_Part, str, Cut]]] = {}
+    wanted: dict[str, list[tuple[_RankModel, str, Cut]]] = {}
     for part in parts:
         for name, cut in part.cuts.items():
             wanted.setdefault(cut.source, []).append((part, name, cut))
@@ -154,7 +154,9 @@ def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     model.get_submodule(module)._parameters[parameter] = nn.Parameter(tensor, requires_grad=False)
 
 
-def _finish(source: Source, part: _Part, tokenizer: PreTrainedTokenizerBase, device: torch.device) -> PreTrainedModel:
+def _finish(
+    source: Source, part: _RankModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
     """What loading does besides weights, and the plan."""
     for module in part.model.modules():
         make_buffers(part.model, module)

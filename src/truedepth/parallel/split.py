@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from truedepth.errors import UnsupportedModelError
 from truedepth.families import Family, family_of
-from truedepth.models.stages import PART, part_of, run_group
+from truedepth.models.stages import SHARD, run_group, shard_of
 from truedepth.parallel.partition import Piece
 from truedepth.parallel.ranks import Ranks
 
@@ -48,7 +48,7 @@ class Cut:
         return tensor if self.dim is None else tensor.narrow(self.dim, self.start, self.stop - self.start)
 
 
-class LayerPart:
+class LayerShard:
     """What one rank holds of a decoder layer (`truedepth.models.stages.Part`)."""
 
     def __init__(self, ranks: Ranks, family: Family, *, held: bool) -> None:
@@ -65,7 +65,7 @@ class SplitLayer(nn.Module):
 
     def forward(self, hidden_states: Tensor, **inputs: Any) -> Tensor:
         """The single layer as a stage: (B, T, D) to (B, T, D), the same on all ranks."""
-        part: LayerPart = vars(self)[PART]
+        part: LayerShard = vars(self)[SHARD]
         return run_group([self], [inputs], part.family, "lp", hidden_states)
 
 
@@ -76,7 +76,7 @@ def _split_class(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 def is_split(model: PreTrainedModel) -> bool:
     """Whether ranks share the model."""
-    return part_of(family_of(model.config).decoder_layers(model)[0]) is not None
+    return shard_of(family_of(model.config).decoder_layers(model)[0]) is not None
 
 
 def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> dict[str, Cut]:
@@ -110,7 +110,7 @@ def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> 
         else:
             for name, style in styles.items():
                 _cut_linear(layer.get_submodule(name), f"{own}.{name}", style, piece, cuts)
-        vars(layer)[PART] = LayerPart(ranks, family, held=piece is not None)
+        vars(layer)[SHARD] = LayerShard(ranks, family, held=piece is not None)
         layer.__class__ = _split_class(type(layer))  # type: ignore[arg-type]  # mypy: a Module class is hashable
     _cut_head(model, family, cuts, ranks)
     left = dict(model.named_parameters(remove_duplicate=False))

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from truedepth.plan import DepthPlan
 from truedepth.report import format as wording
-from truedepth.report.comparison import Row, comparison
+from truedepth.report.comparison import ComparisonRow, comparison
 from truedepth.report.layout import ROLE_WORDS, Role, roles
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ def _path(results: Results) -> list[tuple[FrontierPoint, float]]:
     return [(point, ratio) for point, ratio in pairs if 0 < ratio < _HOPELESS and math.isfinite(point.speedup)]
 
 
-def _ratio_range(rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, float]]) -> tuple[float, float, float]:
+def _ratio_range(
+    rows: Sequence[ComparisonRow], path: Sequence[tuple[FrontierPoint, float]]
+) -> tuple[float, float, float]:
     """Bottom and top of the log axis, and the ratio at which points too far above are pinned."""
     near = [1.0, *(ratio for _, ratio in path)]
     near += [row.ratio for row in rows if row.kind == "plan" and row.ratio < _HOPELESS]
@@ -146,11 +148,11 @@ def _log_ticks(low: float, high: float, suffix: str = "") -> dict[str, list[Any]
     return {"tickvals": shown, "ticktext": [f"{tick:g}{suffix}" for tick in shown]}
 
 
-def _is_pinned(row: Row, ceiling: float) -> bool:
+def _is_pinned(row: ComparisonRow, ceiling: float) -> bool:
     return not row.ratio < ceiling  # also where the ratio is not a number
 
 
-def _speedup_range(rows: Sequence[Row], path: Sequence[tuple[FrontierPoint, float]]) -> tuple[float, float]:
+def _speedup_range(rows: Sequence[ComparisonRow], path: Sequence[tuple[FrontierPoint, float]]) -> tuple[float, float]:
     speeds = [row.speedup for row in rows if math.isfinite(row.speedup)] + [point.speedup for point, _ in path]
     span = max(max(speeds) - min(speeds), 0.1)
     return min(speeds) - 0.08 * span, max(speeds) + 0.08 * span
@@ -185,7 +187,7 @@ def _path_trace(path: Sequence[tuple[FrontierPoint, float]]) -> go.Scatter:
     )
 
 
-def _point(row: Row, peer_symbol: str, ceiling: float) -> go.Scatter:
+def _point(row: ComparisonRow, peer_symbol: str, ceiling: float) -> go.Scatter:
     pinned = _is_pinned(row, ceiling)
     style: dict[str, Any] = {"size": 11, "color": PEER, "symbol": "triangle-up" if pinned else peer_symbol}
     if row.kind == "plan":
@@ -220,7 +222,7 @@ def _mark_target(figure: go.Figure, results: Results) -> None:
 
 
 def _labels(
-    rows: Sequence[Row], x_range: tuple[float, float], y_range: tuple[float, float], ceiling: float
+    rows: Sequence[ComparisonRow], x_range: tuple[float, float], y_range: tuple[float, float], ceiling: float
 ) -> list[dict[str, Any]]:
     """Labels beside the points, pushed apart where they would overlap.
 
@@ -229,7 +231,7 @@ def _labels(
     """
     height = _HEIGHT - _MARGIN["t"] - _MARGIN["b"]
     scale = height / math.log10(y_range[1] / y_range[0])
-    sides: dict[str, list[tuple[float, Row]]] = {"left": [], "right": []}
+    sides: dict[str, list[tuple[float, ComparisonRow]]] = {"left": [], "right": []}
     for row in rows:
         across = (row.speedup - x_range[0]) / (x_range[1] - x_range[0])
         side = "left" if across > (0.4 if row.kind == "peer" else 0.8) else "right"
@@ -247,7 +249,7 @@ def _labels(
     return labels
 
 
-def _label(row: Row, side: str, down: float, ceiling: float) -> dict[str, Any]:
+def _label(row: ComparisonRow, side: str, down: float, ceiling: float) -> dict[str, Any]:
     pinned = _is_pinned(row, ceiling)
     text = html.escape(row.name) + (f" ↑ {wording.times(row.ratio)}" if pinned else "")
     return {
@@ -287,12 +289,12 @@ def _spread(wanted: Sequence[float], gap: float, height: float) -> list[float]:
 
 def _bars(role: Role, layers: Sequence[int], influence: Sequence[float]) -> go.Bar:
     colour = ROLE_COLOURS[role]
-    hollow = {"color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 1.5}}
+    freed = {"color": "rgba(0,0,0,0)", "line": {"color": colour, "width": 1.5}}
     return go.Bar(
         x=layers,
         y=influence,
         width=0.74,
-        marker=hollow if role == "skipped" else {"color": colour},
+        marker=freed if role == "skipped" else {"color": colour},
         hovertemplate=[
             f"<b>layer {layer}</b>: {ROLE_WORDS[role]}<br>influence {wording.number(value)}<extra></extra>"
             for layer, value in zip(layers, influence, strict=True)

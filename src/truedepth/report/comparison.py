@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ComparisonRow:
     """One plan with its figures.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
     agreement: float
 
 
-def comparison(results: Results) -> tuple[Row, ...]:
+def comparison(results: Results) -> tuple[ComparisonRow, ...]:
     """The unmodified model, the plan, then the published methods from the best perplexity to the worst."""
     base = results.perplexity.base
     speedup = results.speedup
@@ -47,8 +47,10 @@ def comparison(results: Results) -> tuple[Row, ...]:
     def ratio(perplexity: float) -> float:
         return perplexity / base if math.isfinite(base) else math.nan
 
-    unmodified = Row("base", "unmodified", DepthPlan.full(results.model.num_layers), 1.0, True, base, 1.0, 0.0, 1.0)
-    found = Row(
+    unmodified = ComparisonRow(
+        "base", "unmodified", DepthPlan.full(results.model.num_layers), 1.0, True, base, 1.0, 0.0, 1.0
+    )
+    found = ComparisonRow(
         "plan",
         "this plan",
         results.plan.to_plan(),
@@ -60,7 +62,7 @@ def comparison(results: Results) -> tuple[Row, ...]:
         results.agreement,
     )
     peers = [
-        Row(
+        ComparisonRow(
             "peer",
             peer.method,
             DepthPlan.parse(peer.notation, results.model.num_layers, peer.form, peer.prefill),

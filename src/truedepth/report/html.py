@@ -13,7 +13,7 @@ from truedepth.report import format as wording
 from truedepth.report.charts import ROLE_COLOURS, frontier_chart, influence_chart, influence_is_log
 from truedepth.report.comparison import comparison
 from truedepth.report.layout import ROLE_WORDS, slots
-from truedepth.report.page import Part, chart_data, cost_parts, readable_date, render_page
+from truedepth.report.page import CostPart, chart_data, cost_parts, readable_date, render_page
 
 if TYPE_CHECKING:
     from truedepth.measuring.costs import CostRecord
@@ -88,7 +88,7 @@ def _speeds(base: SpeedRecord | None, plan: SpeedRecord | None) -> tuple[_Change
     )
 
 
-def _costs(cost: CostRecord) -> tuple[Part, ...]:
+def _costs(cost: CostRecord) -> tuple[CostPart, ...]:
     layer = cost.layer_seconds
 
     def remark(seconds: float) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class CostPart:
     """A part of a decode step and what it costs; `share` scales its bar, 0 to 1."""
 
     name: str
@@ -27,10 +27,12 @@ class Part:
     share: float
 
 
-def cost_parts(figures: Sequence[tuple[str, float, str]]) -> tuple[Part, ...]:
+def cost_parts(figures: Sequence[tuple[str, float, str]]) -> tuple[CostPart, ...]:
     """Parts from their names, seconds and remarks; the bar of the longest is whole."""
     longest = max(seconds for _, seconds, _ in figures) or 1.0
-    return tuple(Part(name, wording.duration(seconds), remark, seconds / longest) for name, seconds, remark in figures)
+    return tuple(
+        CostPart(name, wording.duration(seconds), remark, seconds / longest) for name, seconds, remark in figures
+    )
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from truedepth.plan import DepthPlan
 from truedepth.report import format as wording
-from truedepth.report.comparison import Row, comparison
+from truedepth.report.comparison import ComparisonRow, comparison
 from truedepth.report.layout import ROLE_WORDS, Role, Slot, slots
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _detail(results: Results) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _cells(row: Row) -> tuple[Text, ...]:
+def _cells(row: ComparisonRow) -> tuple[Text, ...]:
     speedup = wording.times(row.speedup)
     figures = (
         str(len(row.plan.layers_used)),

@@ -12,7 +12,7 @@ import torch
 
 from truedepth.engine.drafts.drafts import Draft
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.drafts.policy import FixedLength
+from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import SearchError
@@ -29,7 +29,7 @@ LEAST_TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Contestant:
+class DraftConfig:
     """A draft and how many tokens it drafts in a round; None: adaptive."""
 
     candidate: Candidate
@@ -42,7 +42,7 @@ class Contestant:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class DraftRun:
     """One prompt, continued.
 
     Attributes:
@@ -61,14 +61,14 @@ class Run:
         return (len(self.tokens) - 1) / self.seconds
 
 
-class Bench(Protocol):
+class Timer(Protocol):
     """All of the job that looks at the clock."""
 
     def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
         """What the parts of a step cost."""
         ...
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> Run:
+    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
         """Continue a prompt, plainly without a draft."""
         ...
 
@@ -77,19 +77,19 @@ class Bench(Protocol):
         ...
 
 
-class RealBench:
+class WallClockTimer:
     """The clock of this machine."""
 
     def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
         return measure_step_costs(engine, vocabularies, progress)
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> Run:
+    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
         drafts = () if draft is None else (draft,)
-        pacer = None if draft is None or length is None else FixedLength(length)
+        policy = None if draft is None or length is None else FixedPolicy(length)
         with undisturbed():
-            (result,) = engine.generate([request], drafts=drafts, pacer=pacer)
+            (result,) = engine.generate([request], drafts=drafts, policy=policy)
         rounds = [step for step in result.steps if step.drafted]
-        return Run(
+        return DraftRun(
             tokens=result.token_ids,
             seconds=result.timings.total - result.timings.first_token,
             drafted=[step.drafted for step in rounds],
@@ -101,7 +101,7 @@ class RealBench:
 
 
 @dataclass
-class Contest:
+class DraftBenchmark:
     """Runs of contestants and of plain decoding on the same prompts.
 
     Attributes:
@@ -113,21 +113,21 @@ class Contest:
 
     name: str
     engine: Engine
-    bench: Bench
+    timer: Timer
     journal: Journal
     prompts: Sequence[Sequence[int]]
     new_tokens: int
     vocabularies: Mapping[int, DraftVocabulary]
     progress: Progress = silent
 
-    def hold(self, contestants: Sequence[Contestant]) -> list[TimedRecord]:
+    def hold(self, configs: Sequence[DraftConfig]) -> list[TimedRecord]:
         """Time all of them against plain decoding, in their order, after a run of each that does not count.
 
         Raises:
             SearchError: the model ends all texts too soon.
         """
-        entries: list[Contestant | None] = [None, *contestants]
-        runs: dict[str, list[Run]] = {_key(entry): [] for entry in entries}
+        entries: list[DraftConfig | None] = [None, *configs]
+        runs: dict[str, list[DraftRun]] = {_key(entry): [] for entry in entries}
         jobs = [
             (prompt, entry)
             for prompt in range(len(self.prompts))
@@ -136,33 +136,33 @@ class Contest:
         known = self.journal.of_kind(self.name)
         with self.progress("Timing drafts", len(entries) + len(jobs)) as advance:
             for entry in entries:
-                if any(_place(*job) not in known for job in jobs if job[1] == entry):
+                if any(_key_of_run(*job) not in known for job in jobs if job[1] == entry):
                     self._run(0, entry)
                 advance()
             for prompt, entry in jobs:
                 runs[_key(entry)].append(self._remembered(prompt, entry))
                 advance()
         plain = runs[_key(None)]
-        return [_record(contestant, plain, runs[_key(contestant)]) for contestant in contestants]
+        return [_record(config, plain, runs[_key(config)]) for config in configs]
 
-    def _remembered(self, prompt: int, entry: Contestant | None) -> Run:
-        place = _place(prompt, entry)
-        return Run(**self.journal.remember(self.name, place, lambda: asdict(self._run(prompt, entry))))
+    def _remembered(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
+        key = _key_of_run(prompt, entry)
+        return DraftRun(**self.journal.remember(self.name, key, lambda: asdict(self._run(prompt, entry))))
 
-    def _run(self, prompt: int, entry: Contestant | None) -> Run:
+    def _run(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
         request = Request(self.prompts[prompt], max_new_tokens=self.new_tokens)
         if entry is None:
-            return self.bench.run(self.engine, request, None, None)
+            return self.timer.run(self.engine, request, None, None)
         size = entry.candidate.vocabulary
         draft = self.engine.draft(entry.candidate.plan, vocabulary=None if size is None else self.vocabularies[size])
-        return self.bench.run(self.engine, request, draft, entry.length)
+        return self.timer.run(self.engine, request, draft, entry.length)
 
 
-def _key(entry: Contestant | None) -> str:
+def _key(entry: DraftConfig | None) -> str:
     return "plain" if entry is None else entry.key
 
 
-def _place(prompt: int, entry: Contestant | None) -> str:
+def _key_of_run(prompt: int, entry: DraftConfig | None) -> str:
     return f"prompt {prompt}: {_key(entry)}"
 
 
@@ -178,7 +178,7 @@ def draft_record(candidate: Candidate) -> DraftRecord:
     )
 
 
-def _record(contestant: Contestant, plain: Sequence[Run], own: Sequence[Run]) -> TimedRecord:
+def _record(config: DraftConfig, plain: Sequence[DraftRun], own: Sequence[DraftRun]) -> TimedRecord:
     """The figures of a contestant from its runs and the plain ones on the same prompts, in the same order."""
     pairs = [
         (before, after)
@@ -193,8 +193,8 @@ def _record(contestant: Contestant, plain: Sequence[Run], own: Sequence[Run]) ->
     speedups = [after.tokens_per_second / before.tokens_per_second for before, after in pairs]
     rounds = [pair for _, after in pairs for pair in zip(after.drafted, after.accepted, strict=True)]
     return TimedRecord(
-        draft=draft_record(contestant.candidate),
-        length=contestant.length,
+        draft=draft_record(config.candidate),
+        length=config.length,
         speedup=median(speedups),
         low=min(speedups),
         lower_quartile=quantiles(speedups, n=4, method="inclusive")[0] if speedups[1:] else speedups[0],
@@ -212,6 +212,6 @@ def _record(contestant: Contestant, plain: Sequence[Run], own: Sequence[Run]) ->
 
 def _by_position(rounds: Sequence[tuple[int, int]]) -> list[float]:
     """Share of rounds that accepted their first drafted token, their second, ..., of those that drafted one."""
-    columns: Any = zip_longest(*([place < accepted for place in range(drafted)] for drafted, accepted in rounds))
+    columns: Any = zip_longest(*([position < accepted for position in range(drafted)] for drafted, accepted in rounds))
     taken = [[value for value in column if value is not None] for column in columns]
     return [sum(column) / len(column) for column in taken]

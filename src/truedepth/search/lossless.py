@@ -27,7 +27,7 @@ from truedepth.records.files import prepare_output, write_atomic
 from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
-from truedepth.search.draft_benchmark import Bench, Contest, Contestant, RealBench, draft_record
+from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, WallClockTimer, draft_record
 from truedepth.search.draft_search import DraftSearch, Rating
 from truedepth.search.lossless_results import (
     LOSSLESS_FILE,
@@ -65,7 +65,7 @@ def optimize_lossless(
     *,
     resume: bool = False,
     progress: Progress = silent,
-    bench: Bench | None = None,
+    timer: Timer | None = None,
 ) -> LosslessResults:
     """Find the best draft for a model and write `lossless.json` and `recipe.yaml`.
 
@@ -93,7 +93,7 @@ def optimize_lossless(
         )
         advance()
     with Engine(loaded.model, loaded.tokenizer) as engine:
-        job = Job(recipe, journal, loaded, engine, bench or RealBench(), progress)
+        job = Job(recipe, journal, loaded, engine, timer or WallClockTimer(), progress)
         results = job.run()
         vocabulary = job.vocabularies.get(results.best.draft.vocabulary or 0)
     if results.pays:
@@ -113,7 +113,7 @@ class Job:
     journal: Journal
     loaded: LoadedModel
     engine: Engine
-    bench: Bench
+    timer: Timer
     progress: Progress = silent
 
     def run(self) -> LosslessResults:
@@ -128,14 +128,14 @@ class Job:
         finalists = self._finalists(ratings)
         timed = self._contest("validation").hold(finalists) if finalists[1:] else []
         winner = finalists[max(range(len(timed)), key=lambda index: timed[index].speedup, default=0)]
-        adaptive = Contestant(winner.candidate, None)
+        adaptive = DraftConfig(winner.candidate, None)
         final = self._contest("report").hold([winner, adaptive])
         return self._results(ratings, timed, final)
 
     @cached_property
     def vocabularies(self) -> dict[int, DraftVocabulary]:
         """The draft vocabularies that are tried, by size."""
-        whole, end_ids = self.engine.trunk.vocabulary_size, self.engine.end_ids
+        whole, end_ids = self.engine.runner.vocabulary_size, self.engine.end_ids
         special = {*end_ids, *self.loaded.tokenizer.all_special_ids}  # which every vocabulary has
         counted, source = self._counted
         return {
@@ -207,11 +207,11 @@ class Job:
         measured = self.journal.remember(
             "costs",
             "measured",
-            lambda: self.bench.costs(self.engine, parts, self.progress).model_dump(mode="json"),
+            lambda: self.timer.costs(self.engine, parts, self.progress).model_dump(mode="json"),
         )
         return StepCosts.model_validate(measured)
 
-    def _finalists(self, ratings: list[Rating]) -> list[Contestant]:
+    def _finalists(self, ratings: list[Rating]) -> list[DraftConfig]:
         """The best of the best plans, each at its best length: at least one."""
         by_plan: dict[str, Rating] = {}
         for rating in ratings:
@@ -219,13 +219,13 @@ class Job:
         least = _HOPE / self.costs.plain_seconds()
         first, *others = list(by_plan.values())[:_FINALISTS]
         taken = [first, *(rating for rating in others if rating.best.tokens_per_second >= least)]
-        return [Contestant(rating.candidate, rating.best.length) for rating in taken]
+        return [DraftConfig(rating.candidate, rating.best.length) for rating in taken]
 
-    def _contest(self, part: str) -> Contest:
-        return Contest(
+    def _contest(self, part: str) -> DraftBenchmark:
+        return DraftBenchmark(
             name=part,
             engine=self.engine,
-            bench=self.bench,
+            timer=self.timer,
             journal=self.journal,
             prompts=getattr(self._texts, part).tolist(),
             new_tokens=NEW_TOKENS,
@@ -237,7 +237,7 @@ class Job:
         # Where nothing pays, adaptive pacing hardly drafts: the fixed length says more about the draft.
         best = max([record for record in final if record.pays] or final[:1], key=lambda record: record.speedup)
         device = self.loaded.model.device
-        bandwidth = float(self.journal.remember("machine", "bandwidth", lambda: self.bench.bandwidth(device)))
+        bandwidth = float(self.journal.remember("machine", "bandwidth", lambda: self.timer.bandwidth(device)))
         return LosslessResults(
             truedepth_version=VERSION,
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -41,7 +41,7 @@ from truedepth.search.results import (
     SpeedupRecord,
     TargetRecord,
 )
-from truedepth.search.walk import Search, Step, Target
+from truedepth.search.walk import Search, SearchStep, Target
 
 RECIPE_FILE = "recipe.yaml"
 JOURNAL_FILE = "journal.jsonl"
@@ -72,7 +72,7 @@ def optimize(
     *,
     resume: bool = False,
     progress: Progress = silent,
-    on_step: Callable[[Step], None] = lambda step: None,
+    on_step: Callable[[SearchStep], None] = lambda step: None,
 ) -> Results:
     """Find the best plan for a recipe and write `plan.yaml`, `results.json` and `recipe.yaml`.
 
@@ -113,7 +113,7 @@ class Job:
     journal: Journal
     loaded: LoadedModel
     progress: Progress
-    on_step: Callable[[Step], None]
+    on_step: Callable[[SearchStep], None]
 
     def run(self) -> Results:
         """Walk, begin again from the best plan known, and go deeper where the measured speedup misses the target."""
@@ -176,7 +176,7 @@ class Job:
                 plans[name] = method.plan(self._num_layers)
         return plans
 
-    def _best(self, path: list[Step], peers: dict[str, DepthPlan]) -> DepthPlan:
+    def _best(self, path: list[SearchStep], peers: dict[str, DepthPlan]) -> DepthPlan:
         """Of the walk's plans and the published methods' that meet the target, the one of least validation loss.
 
         Raises:
@@ -201,7 +201,7 @@ class Job:
         moves = self.recipe.moves
         return (not plan.layers_skipped or "skip" in moves) and (not plan.groups or plan.form in moves)
 
-    def _is_enough(self, plan: DepthPlan, found: Step) -> bool:
+    def _is_enough(self, plan: DepthPlan, found: SearchStep) -> bool:
         if self.target.kind == "depth":
             return plan.effective_depth <= self.target.value
         return self._costs.speedup(plan) >= found.speedup or isclose(self._costs.speedup(plan), found.speedup)
@@ -252,7 +252,7 @@ class Job:
                 self.journal.note("report", key, known[key])
         return {name: Quality(**known[key]) for name, key in keys.items()}
 
-    def _results(self, path: list[Step], peers: dict[str, DepthPlan], timing: dict[str, Any] | None) -> Results:
+    def _results(self, path: list[SearchStep], peers: dict[str, DepthPlan], timing: dict[str, Any] | None) -> Results:
         plan = path[-1].plan
         qualities = self._quality({"base": path[0].plan, "plan": plan, **peers})
         quality = qualities["plan"]

@@ -41,7 +41,7 @@ were measured not to hold on other text."""
 
 
 @dataclass(frozen=True)
-class Step:
+class SearchStep:
     """A plan on the search's way.
 
     Attributes:
@@ -96,10 +96,10 @@ class Search:
     costs: CostModel
     target: Target
     moves: Sequence[Move] = MOVES
-    on_step: Callable[[Step], None] = lambda step: None
+    on_step: Callable[[SearchStep], None] = lambda step: None
     text: str = "calibration"
 
-    def walk(self) -> list[Step]:
+    def walk(self) -> list[SearchStep]:
         """Take moves until the target.
 
         Returns:
@@ -110,7 +110,7 @@ class Search:
         """
         self._refuse_unreachable()
         full = DepthPlan.full(self.evidence.num_layers)
-        path = [Step(full, self.evidence.losses([full])[0], 1.0, self.text)]
+        path = [SearchStep(full, self.evidence.losses([full])[0], 1.0, self.text)]
         self.on_step(path[0])
         while not self._reached(path[-1]) and self._neighbours(path[-1].plan):
             following = self._cheapest(path[-1])
@@ -120,12 +120,12 @@ class Search:
             self.on_step(following)
         return path
 
-    def _reached(self, step: Step) -> bool:
+    def _reached(self, step: SearchStep) -> bool:
         if self.target.kind == "speedup":
             return step.speedup >= self.target.value
         return self.target.kind == "depth" and step.plan.effective_depth <= self.target.value
 
-    def _exceeds(self, base: Step, step: Step) -> bool:
+    def _exceeds(self, base: SearchStep, step: SearchStep) -> bool:
         limit = self.target.value if self.target.kind == "max_perplexity_ratio" else math.inf
         return step.loss > base.loss + math.log(limit)
 
@@ -137,16 +137,16 @@ class Search:
     def _saves(self, move: Move) -> bool:
         return move == "skip" or self.costs.worth(move)
 
-    def _judge(self, plans: Sequence[DepthPlan]) -> list[Step]:
+    def _judge(self, plans: Sequence[DepthPlan]) -> list[SearchStep]:
         """Plans with their figures, but for those whose loss is not a number (half precision can overflow)."""
         losses = self.evidence.losses(plans)
         return [
-            Step(plan, loss, self.costs.speedup(plan), self.text)
+            SearchStep(plan, loss, self.costs.speedup(plan), self.text)
             for plan, loss in zip(plans, losses, strict=True)
             if math.isfinite(loss)
         ]
 
-    def _cheapest(self, current: Step) -> Step:
+    def _cheapest(self, current: SearchStep) -> SearchStep:
         """The move that costs least loss for the time that it saves, or least loss where depth is the target.
 
         Raises:
@@ -154,7 +154,7 @@ class Search:
         """
         seconds = self.costs.decode_seconds(current.plan)
 
-        def price(step: Step) -> float:
+        def price(step: SearchStep) -> float:
             rise = step.loss - current.loss
             if self.target.kind == "depth" or rise <= 0:
                 return rise
@@ -168,7 +168,7 @@ class Search:
             )
         return min(following, key=price)
 
-    def improve(self, plan: DepthPlan, proposer: Evidence) -> list[Step]:
+    def improve(self, plan: DepthPlan, proposer: Evidence) -> list[SearchStep]:
         """Plans of lower and lower loss that still meet the target (or keep their speed where that is a ratio).
 
         Args:

@@ -22,7 +22,7 @@ from truedepth.engine.cpu.layouts import can_lay_out, lay_out
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
 
-_HOLLOW = float("nan")
+_FREED = float("nan")
 """What a packed weight's parameter reads as, so that nobody takes it for the weight."""
 
 
@@ -48,7 +48,7 @@ class Packing:
     """A model whose linear layers are packed, until `unpack`."""
 
     def __init__(self, model: PreTrainedModel, family: Family) -> None:
-        if any(is_hollow(parameter) for parameter in model.parameters()):
+        if any(is_freed(parameter) for parameter in model.parameters()):
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
         self._packed: list[_Together | _Table | _Norm] = []
@@ -67,7 +67,7 @@ class Packing:
         with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
             for module in modules:
                 for members in _products_of(module, self._family):
-                    if not is_hollow(members[0].weight):
+                    if not is_freed(members[0].weight):
                         self._packed.append(_Together(members))
                 for norm in module.modules():
                     if quick := _quick_norm(norm):
@@ -108,12 +108,12 @@ def _refuse_saving(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     raise TruedepthError("the model's weights are packed for decoding; close its Engine before saving or copying it")
 
 
-def _hollow_out(parameter: Tensor) -> None:
+def _free(parameter: Tensor) -> None:
     """Free a parameter's memory, keeping its shape."""
-    parameter.data = torch.full((1,), _HOLLOW, dtype=parameter.dtype).expand(parameter.shape)
+    parameter.data = torch.full((1,), _FREED, dtype=parameter.dtype).expand(parameter.shape)
 
 
-def is_hollow(parameter: Tensor) -> bool:
+def is_freed(parameter: Tensor) -> bool:
     """Whether a parameter's numbers are in the packed layout only."""
     return parameter.dim() == 2 and parameter.numel() > 1 and parameter.stride() == (0, 0)
 
@@ -130,7 +130,7 @@ class _Together:
         self._given: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         for index, member in enumerate(members):
-            _hollow_out(member.weight)
+            _free(member.weight)
             vars(member)["forward"] = partial(self._forward, index) if members[1:] else self.layout.product
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class _Table:
         self.head, self.embedding = head, embedding
         bias = None if head.bias is None else head.bias.detach()
         self.layout = lay_out(head.weight.detach(), bias, by_row=True)
-        _hollow_out(head.weight)
+        _free(head.weight)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
         self.padding, embedding.padding_idx = embedding.padding_idx, None
         vars(head)["forward"] = self.layout.product
@@ -170,13 +170,13 @@ class _Table:
     def _embed(self, ids: Tensor) -> Tensor:
         """(...) to (..., D), by the embedding's own forward over the rows that are asked for."""
         table = self.embedding.weight
-        hollow = table.data
+        freed = table.data
         table.data = self.rows(ids.flatten())
         try:
             places = torch.arange(ids.numel()).view(ids.shape)
             return type(self.embedding).forward(self.embedding, places)
         finally:
-            table.data = hollow
+            table.data = freed
 
     def rows(self, ids: Tensor) -> Tensor:
         """(n,), int64, to (n, D)."""

@@ -214,7 +214,7 @@ class Trial:
         self.due, self._wait, self._steps = now + _FIRST_WAIT, _FIRST_WAIT, 0
 
 
-class Adaptive:
+class AdaptivePolicy:
     """Drafts with the draft, and as many tokens, as gives most tokens per second; decodes plainly where none pays.
 
     Use one for all requests of an engine and its drafts: what it has learnt stays. The first steps of each batch size
@@ -274,7 +274,7 @@ class Adaptive:
         self._each = 0.0
 
     def begin(self, batch: int) -> tuple[int, int] | None:
-        """Choose between plain decoding and each draft; see `Pacer`."""
+        """Choose between plain decoding and each draft; see `SpeculationPolicy`."""
         self._now += 1
         self.wants_shadow = False
         costs = self._costs_of(batch)
@@ -293,13 +293,13 @@ class Adaptive:
         return draft, self._most(draft, costs)
 
     def goes_on(self, drafted: int, confidences: Sequence[Sequence[float]]) -> bool:
-        """Whether the next token is likely to bring more than it costs; see `Pacer`."""
+        """Whether the next token is likely to bring more than it costs; see `SpeculationPolicy`."""
         known = self._acceptance[self._drafting]
         reached = [prod(map(known.of, own)) for own in confidences] or [known.rate**drafted]
         return sum(reached) / len(reached) * known.rate > self._best_rate * self._each
 
     def note(self, step: Round) -> None:
-        """Learn costs and acceptance from a step; see `Pacer`."""
+        """Learn costs and acceptance from a step; see `SpeculationPolicy`."""
         costs = self._costs_of(len(step.accepted))
         if not step.shadow:  # it may be among the seconds
             costs.see(step)
@@ -378,8 +378,8 @@ class Adaptive:
         seen = [min(count + 1, step.drafted) for count in step.accepted]
         self._acceptance[draft].see(sum(step.accepted), sum(seen))
         for count, places, own in zip(step.accepted, seen, step.confidences or repeat(()), strict=False):
-            for place, confidence in enumerate(own[:places]):
-                self._acceptance[draft].see_confidence(confidence, place < count)
+            for position, confidence in enumerate(own[:places]):
+                self._acceptance[draft].see_confidence(confidence, position < count)
 
     def _settle(self, step: Round, costs: BatchCosts) -> None:
         """Put what a step gained or lost to the allowance."""

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from truedepth.engine.drafts.heads.draft_head import DraftHead, head_for
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.errors import PlanError
 from truedepth.plan import DepthPlan, Form, Stage
 
@@ -46,7 +46,7 @@ class Draft:
         cls,
         plan: DepthPlan,
         target: DepthPlan,
-        trunk: Trunk,
+        runner: ModelRunner,
         *,
         head: DraftHead | None = None,
         vocabulary: DraftVocabulary | None = None,
@@ -74,8 +74,8 @@ class Draft:
                 f"the draft '{plan}' merges layers, whose mean would replace the target's own weights; "
                 "draft with a plan that skips layers or runs them side by side"
             )
-        head = head_for(plan, trunk, head, vocabulary)
-        head_stages = trunk.adopt(head.layers)
+        head = head_for(plan, runner, head, vocabulary)
+        head_stages = runner.adopt(head.layers)
         common = _common_prefix(plan, target) if share else 0
         alone = plan.stages[common:] + head_stages
         targets = _with_entries(target.stages) if share else frozenset()
@@ -84,7 +84,7 @@ class Draft:
 
 
 @dataclass(frozen=True, eq=False)
-class StatesDraft:
+class EagleDraft:
     """How tokens are drafted by a head that reads the target's states of the tokens verified.
 
     Drafting runs nothing of the target, and verification runs all of it.
@@ -94,22 +94,22 @@ class StatesDraft:
         stages: its decoder layers, on entries of the draft's own.
     """
 
-    head: StatesHead
+    head: EagleHead
     stages: tuple[Stage, ...]
 
     @classmethod
-    def of(cls, head: StatesHead, target: DepthPlan, trunk: Trunk) -> StatesDraft:
+    def of(cls, head: EagleHead, target: DepthPlan, runner: ModelRunner) -> EagleDraft:
         """Prepare a draft for a target.
 
         Raises:
             DraftError: the head does not fit the model or the target.
         """
-        head.prepare(trunk)
+        head.prepare(runner)
         head.require_target(target)
-        return cls(head, trunk.adopt(head.layers))
+        return cls(head, runner.adopt(head.layers))
 
 
-AnyDraft = Draft | StatesDraft
+AnyDraft = Draft | EagleDraft
 """What can propose tokens."""
 
 

@@ -31,7 +31,7 @@ class Round:
     shadow: tuple[tuple[int, int], ...] = ()
 
 
-class Pacer(Protocol):
+class SpeculationPolicy(Protocol):
     """Decides, before each step, which draft to use and, after each drafted token, whether to draft another.
 
     Attributes:
@@ -62,7 +62,7 @@ class Pacer(Protocol):
 
 
 @dataclass
-class FixedLength:
+class FixedPolicy:
     """Always the same draft and number of tokens."""
 
     length: int
@@ -80,7 +80,7 @@ class FixedLength:
         pass
 
 
-class Never:
+class NoSpeculation:
     """Plain decoding."""
 
     wants_confidence = False

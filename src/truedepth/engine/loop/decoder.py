@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from collections.abc import Sequence as Many
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Protocol
 
@@ -12,23 +11,23 @@ import torch
 from torch import Tensor
 
 from truedepth.engine.drafts.drafts import AnyDraft
-from truedepth.engine.drafts.policy import Pacer, Round
+from truedepth.engine.drafts.policy import Round, SpeculationPolicy
 from truedepth.engine.drafts.shadow import shadow_depths, tell_shadow
 from truedepth.engine.loop.batch import MOST_DRAFTED, Batch
 from truedepth.engine.loop.drafters import confidences_of, drafter_of
 from truedepth.engine.runner.caches import KVCache
 from truedepth.engine.runner.capture import STRIDE, CapturedRun, Record
-from truedepth.engine.runner.model_runner import Place, Trunk
+from truedepth.engine.runner.model_runner import ForwardContext, ModelRunner
 from truedepth.engine.runner.target_states import TargetStates
-from truedepth.engine.sampling.batch_sampler import Choice, drafted_by_row
-from truedepth.engine.sampling.result import Step
-from truedepth.engine.sampling.sequences import Clock, Sequence
+from truedepth.engine.sampling.batch_sampler import BatchSampler, drafted_by_row
+from truedepth.engine.sampling.result import DecodingStep
+from truedepth.engine.sampling.sequences import Clock, SequenceState
 from truedepth.plan import DepthPlan
 
 PROMPT_CHUNK = 512
 """Prompt tokens of a sequence that are read at once."""
 
-Update = tuple[Sequence, int]
+Update = tuple[SequenceState, int]
 """A sequence, and how many tokens a step has added to it."""
 
 
@@ -41,7 +40,7 @@ class Observer(Protocol):
 
     depths: frozenset[int]
 
-    def see(self, sequences: Many[Sequence], states: TargetStates, place: Place) -> None:
+    def see(self, sequences: Sequence[SequenceState], states: TargetStates, context: ForwardContext) -> None:
         """Look at the states of tokens of some sequences, which the target has run over."""
         ...
 
@@ -54,36 +53,36 @@ class Decoder:
         target: the plan whose tokens, or distribution, the result has.
         drafts: what the pacer chooses from.
         sequences: of any lengths.
-        choice: how tokens are chosen from logits.
+        sampler: how tokens are chosen from logits.
         record: how steps are captured; None: they are not.
         observers: who is shown the target's states.
     """
 
     def __init__(
         self,
-        trunk: Trunk,
+        runner: ModelRunner,
         target: DepthPlan,
-        drafts: Many[AnyDraft],
-        pacer: Pacer,
-        sequences: Many[Sequence],
-        choice: Choice,
+        drafts: Sequence[AnyDraft],
+        policy: SpeculationPolicy,
+        sequences: Sequence[SequenceState],
+        sampler: BatchSampler,
         record: Record | None = None,
-        observers: Many[Observer] = (),
+        observers: Sequence[Observer] = (),
     ) -> None:
-        self.trunk, self.target, self.drafts, self.pacer, self.choice = trunk, target, drafts, pacer, choice
+        self.runner, self.target, self.drafts, self.policy, self.sampler = runner, target, drafts, policy, sampler
         self.active = sorted(sequences, key=lambda sequence: len(sequence.tokens))
         self.clock = Clock()
         longest = max(len(sequence.tokens) + sequence.room for sequence in sequences)
         rows, capacity = len(sequences), longest + MOST_DRAFTED + 1
         self._batch = Batch(
-            trunk=trunk,
+            runner=runner,
             target=target,
-            choice=choice,
-            pacer=pacer,
+            sampler=sampler,
+            policy=policy,
             active=self.active,
             cache=KVCache(rows, capacity),
             capacity=capacity,
-            run=trunk.run if record is None else CapturedRun(trunk.run, record),
+            run=runner.run if record is None else CapturedRun(runner.run, record),
             stride=None if record is None else STRIDE,
         )
         self._drafters = [drafter_of(draft, self._batch, KVCache(rows, capacity)) for draft in drafts]
@@ -105,7 +104,7 @@ class Decoder:
         """The next step; no updates where all sequences have finished."""
         if not self._drop_finished():
             return []
-        begun = self.pacer.begin(len(self.active))
+        begun = self.policy.begin(len(self.active))
         if begun is not None:
             most = min(begun[1], MOST_DRAFTED, max(sequence.room for sequence in self.active) - 1)
             if most > 0:
@@ -119,54 +118,54 @@ class Decoder:
             last.append(self._read(list(group), sum(map(len, last))))
         if self.target.prefill == "full":
             self._batch.cache.keep_only(self.target.layers_used)
-        logits = self.trunk.logits(torch.cat(last))  # (B, 1, V)
-        chosen = self.choice.choose(logits, self.active)  # (B, 1)
+        logits = self.runner.logits(torch.cat(last))  # (B, 1, V)
+        chosen = self.sampler.choose(logits, self.active)  # (B, 1)
         self.clock.prefill = self.clock.elapsed()
         return self._extend(chosen, [0] * len(self.active), logits)
 
-    def _read(self, sequences: Many[Sequence], first_row: int) -> Tensor:
+    def _read(self, sequences: Sequence[SequenceState], first_row: int) -> Tensor:
         """Run the plan, or every layer where it says so, over prompts of one length; returns (B, 1, D)."""
-        ids = torch.tensor([sequence.tokens for sequence in sequences], device=self.trunk.device)  # (B, T)
+        ids = torch.tensor([sequence.tokens for sequence in sequences], device=self.runner.device)  # (B, T)
         full = DepthPlan.full(self.target.num_layers)
         stages = full.stages if self.target.prefill == "full" else self.target.stages
         hidden = torch.empty(0)
         for start in range(0, ids.shape[1], PROMPT_CHUNK):
             part = ids[:, start : start + PROMPT_CHUNK]
-            place = self.trunk.place([start] * len(part), part.shape[1], self._batch.capacity, first_row)
-            embedded = self.trunk.embed(part)  # (B, T, D)
+            context = self.runner.context([start] * len(part), part.shape[1], self._batch.capacity, first_row)
+            embedded = self.runner.embed(part)  # (B, T, D)
             states = TargetStates(self._depths)
-            hidden = self._batch.run_target(stages, embedded, place, self._batch.target_cache, states)
-            self._show(sequences, states, place)
+            hidden = self._batch.run_target(stages, embedded, context, self._batch.target_cache, states)
+            self._show(sequences, states, context)
             for drafter in self._drafters:
-                drafter.read(embedded, place)
+                drafter.read(embedded, context)
         return hidden[:, -1:]
 
     def _wanted_states(self) -> TargetStates:
         """To be kept in the next step."""
-        return TargetStates(self._depths | (shadow_depths(self.drafts) if self.pacer.wants_shadow else frozenset()))
+        return TargetStates(self._depths | (shadow_depths(self.drafts) if self.policy.wants_shadow else frozenset()))
 
-    def _show(self, sequences: Many[Sequence], states: TargetStates, place: Place) -> None:
+    def _show(self, sequences: Sequence[SequenceState], states: TargetStates, context: ForwardContext) -> None:
         for observer in self._observers:
-            observer.see(sequences, states, place)
+            observer.see(sequences, states, context)
 
-    def _tell(self, states: TargetStates, tokens: Tensor, accepted: Many[int]) -> tuple[tuple[int, int], ...]:
+    def _tell(self, states: TargetStates, tokens: Tensor, accepted: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """`Round.shadow` of a step that came to `tokens`."""
-        return tell_shadow(self.drafts if self.pacer.wants_shadow else (), states, tokens, accepted)
+        return tell_shadow(self.drafts if self.policy.wants_shadow else (), states, tokens, accepted)
 
     def _plain(self) -> list[Update]:
         begun = time.perf_counter()
-        states, place = self._wanted_states(), self._batch.place(0, 1)
-        hidden = self.trunk.embed(self._batch.last_tokens())  # (B, 1, D)
-        hidden = self._batch.run_target(self.target.stages, hidden, place, self._batch.target_cache, states)
-        self._show(self.active, states, place)
-        logits = self.trunk.logits(hidden)  # (B, 1, V)
-        chosen = self.choice.choose(logits, self.active)  # (B, 1)
+        states, context = self._wanted_states(), self._batch.context(0, 1)
+        hidden = self.runner.embed(self._batch.last_tokens())  # (B, 1, D)
+        hidden = self._batch.run_target(self.target.stages, hidden, context, self._batch.target_cache, states)
+        self._show(self.active, states, context)
+        logits = self.runner.logits(hidden)  # (B, 1, V)
+        chosen = self.sampler.choose(logits, self.active)  # (B, 1)
         seconds = time.perf_counter() - begun
         self.clock.plain += seconds
         none = [0] * len(self.active)
         for sequence in self.active:
-            sequence.steps.append(Step(0, 0))
-        self.pacer.note(Round(None, 0, tuple(none), (), 0.0, seconds, self._tell(states, chosen, none)))
+            sequence.steps.append(DecodingStep(0, 0))
+        self.policy.note(Round(None, 0, tuple(none), (), 0.0, seconds, self._tell(states, chosen, none)))
         return self._extend(chosen, none, logits)
 
     def _speculate(self, index: int, most: int) -> list[Update]:
@@ -177,21 +176,21 @@ class Decoder:
         hidden, proposals = drafter.draft(most, states)  # (B, d + 1, D)
         drafted = torch.cat([proposal.ids for proposal in proposals], 1)  # (B, d)
         verified_from = time.perf_counter()
-        place = self._batch.place(0, hidden.shape[1])
+        context = self._batch.context(0, hidden.shape[1])
         stages, first = drafter.verified_by
-        hidden = self._batch.run_target(stages, hidden, place, self._batch.target_cache, states, first)
-        self._show(self.active, states, place)
-        logits = self.trunk.logits(hidden)  # (B, d + 1, V)
-        taken, following = self.choice.accept(logits, proposals, self.active)
+        hidden = self._batch.run_target(stages, hidden, context, self._batch.target_cache, states, first)
+        self._show(self.active, states, context)
+        logits = self.runner.logits(hidden)  # (B, d + 1, V)
+        taken, following = self.sampler.accept(logits, proposals, self.active)
         counts: list[int] = taken.tolist()
         ended = time.perf_counter()
         self.clock.draft += verified_from - begun
         self.clock.verify += ended - verified_from
         drafter.note(counts)
         for sequence, count, own in zip(self.active, counts, drafted_by_row(proposals), strict=True):
-            sequence.steps.append(Step(own, min(count, own)))
+            sequence.steps.append(DecodingStep(own, min(count, own)))
         tokens = torch.cat([drafted, drafted[:, :1]], 1).scatter_(1, taken[:, None], following[:, None])
-        self.pacer.note(
+        self.policy.note(
             Round(
                 index,
                 drafted.shape[1],
@@ -204,7 +203,7 @@ class Decoder:
         )
         return self._extend(tokens, counts, logits)
 
-    def _extend(self, tokens: Tensor, accepted: Many[int], logits: Tensor) -> list[Update]:
+    def _extend(self, tokens: Tensor, accepted: Sequence[int], logits: Tensor) -> list[Update]:
         """Give each sequence its accepted tokens and the target's after them.
 
         Args:
@@ -219,7 +218,7 @@ class Decoder:
             updates.append((sequence, sequence.extend(new, count, logprobs, self.clock)))
         return updates
 
-    def _logprobs(self, logits: Tensor, tokens: Many[int]) -> list[float]:
+    def _logprobs(self, logits: Tensor, tokens: Sequence[int]) -> list[float]:
         """(T, V) and up to T tokens."""
         logged = logits[: len(tokens)].log_softmax(-1, dtype=torch.float32)
         found: list[float] = logged.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()

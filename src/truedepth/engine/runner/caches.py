@@ -68,12 +68,12 @@ class KVCache:
         """Free the entries of all other layers."""
         self._held = {layer: pair for layer, pair in self._held.items() if layer in layers}
 
-    def lend(self) -> LentCache:
+    def read_only(self) -> ReadOnlyCache:
         """The same entries for somebody who reads them only."""
-        return LentCache(self)
+        return ReadOnlyCache(self)
 
 
-class LentCache:
+class ReadOnlyCache:
     """The entries of a cache, not to be written."""
 
     def __init__(self, cache: KVCache) -> None:

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from truedepth.engine.runner.model_runner import CacheOf, Place, RunStages
+from truedepth.engine.runner.model_runner import CacheOf, ForwardContext, RunStages
 from truedepth.plan import Form, Stage
 
 STRIDE = 256
@@ -56,7 +56,7 @@ def record_cuda_graph(function: Function, buffers: Sequence[Tensor]) -> Replay:
 
 
 class CapturedRun:
-    """Runs stages as `Trunk.run` does, from a graph where it has one.
+    """Runs stages as `ModelRunner.run` does, from a graph where it has one.
 
     Args:
         run: what to capture.
@@ -68,12 +68,14 @@ class CapturedRun:
         self._seen: dict[Hashable, int] = {}
         self._graphs: dict[Hashable, tuple[list[Tensor], Replay]] = {}
 
-    def __call__(self, stages: Sequence[Stage], form: Form, hidden: Tensor, place: Place, cache_of: CacheOf) -> Tensor:
+    def __call__(
+        self, stages: Sequence[Stage], form: Form, hidden: Tensor, context: ForwardContext, cache_of: CacheOf
+    ) -> Tensor:
         if not stages or hidden.shape[0] * hidden.shape[1] > MOST_TOKENS:
-            return self._run(stages, form, hidden, place, cache_of)
+            return self._run(stages, form, hidden, context, cache_of)
         caches = tuple(id(cache_of(layer)) for stage in stages for layer in stage.layers)
-        key = (tuple(stages), form, tuple(hidden.shape), place.rows.start, place.span, caches)
-        inputs = [hidden, *place.tensors()]
+        key = (tuple(stages), form, tuple(hidden.shape), context.rows.start, context.span, caches)
+        inputs = [hidden, *context.tensors()]
         if key in self._graphs:
             buffers, replay = self._graphs[key]
             for buffer, given in zip(buffers, inputs, strict=True):
@@ -81,11 +83,11 @@ class CapturedRun:
             return replay().clone()  # the next replay overwrites it
         self._seen[key] = self._seen.get(key, 0) + 1
         if self._seen[key] <= _SEEN_BEFORE:
-            return self._run(stages, form, hidden, place, cache_of)
+            return self._run(stages, form, hidden, context, cache_of)
         buffers = [given.clone() for given in inputs]
 
         def function(given: Sequence[Tensor]) -> Tensor:
-            return self._run(stages, form, given[0], place.with_tensors(given[1:]), cache_of)
+            return self._run(stages, form, given[0], context.with_tensors(given[1:]), cache_of)
 
         self._graphs[key] = (buffers, self._record(function, buffers))
         buffers, replay = self._graphs[key]

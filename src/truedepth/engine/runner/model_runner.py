@@ -16,18 +16,18 @@ from transformers import DynamicCache, PreTrainedModel
 
 from truedepth.engine.cpu.packing import Packing
 from truedepth.engine.runner.attention import installed
-from truedepth.engine.runner.caches import KVCache, LentCache
+from truedepth.engine.runner.caches import KVCache, ReadOnlyCache
 from truedepth.families import family_of
 from truedepth.models.rewire import call_layer
 from truedepth.models.stages import run_group, to_logits
 from truedepth.plan import Form, Stage
 
-CacheOf = Callable[[int], KVCache | LentCache]
+CacheOf = Callable[[int], KVCache | ReadOnlyCache]
 """Where a layer keeps its entries."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ForwardContext:
     """Where the tokens of one pass stand.
 
     Attributes:
@@ -52,7 +52,7 @@ class Place:
         masks = [mask for mask in self.masks.values() if mask is not None]
         return [self.positions, self.slots, *masks, *(part for pair in self.rotary.values() for part in pair)]
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> Place:
+    def with_tensors(self, tensors: Sequence[Tensor]) -> ForwardContext:
         """The same place with other tensors, in the order of `tensors`."""
         positions, slots, *others = tensors
         left = iter(others)
@@ -65,24 +65,24 @@ class Place:
 class _Window:
     """What a layer takes for its cache: writes the pass's entries, and shows those up to its span."""
 
-    place: Place
+    context: ForwardContext
     cache_of: CacheOf
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         cache = self.cache_of(layer)
-        cache.write(layer, keys, values, self.place.slots)
-        return cache.read(layer, self.place.rows, self.place.span)
+        cache.write(layer, keys, values, self.context.slots)
+        return cache.read(layer, self.context.rows, self.context.span)
 
 
 class RunStages(Protocol):
-    """`Trunk.run`, or what stands for it."""
+    """`ModelRunner.run`, or what stands for it."""
 
     def __call__(
-        self, stages: Sequence[Stage], form: Form, hidden: Tensor, place: Place, cache_of: CacheOf
+        self, stages: Sequence[Stage], form: Form, hidden: Tensor, context: ForwardContext, cache_of: CacheOf
     ) -> Tensor: ...
 
 
-class Trunk:
+class ModelRunner:
     """A model's modules, to be run stage by stage.
 
     Raises:
@@ -151,9 +151,9 @@ class Trunk:
         if self._packing is not None:
             self._packing.add(modules)
 
-    def place(
+    def context(
         self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0, stride: int | None = None
-    ) -> Place:
+    ) -> ForwardContext:
         """Where `tokens` new tokens of each sequence stand.
 
         Args:
@@ -174,7 +174,7 @@ class Trunk:
             window: None if even and (window is None or span <= window) else _mask(positions, span, window, dtype)
             for window in set(self._windows)
         }
-        return Place(
+        return ForwardContext(
             rows=slice(first_row, first_row + batch),
             positions=positions,
             slots=(rows * capacity + positions).flatten(),
@@ -183,14 +183,14 @@ class Trunk:
             rotary=self._rotary_embeddings(positions),
         )
 
-    def place_at(self, positions: Tensor, mask_of: Callable[[int | None], Tensor]) -> Place:
+    def place_at(self, positions: Tensor, mask_of: Callable[[int | None], Tensor]) -> ForwardContext:
         """A place in no preallocated cache, of any positions and masks, for caches that need neither row nor slot.
 
         Args:
             positions: (B, T), int64.
-            mask_of: makes the mask of a sliding window; see `Place`.
+            mask_of: makes the mask of a sliding window; see `ForwardContext`.
         """
-        return Place(
+        return ForwardContext(
             rows=slice(0, len(positions)),
             positions=positions,
             slots=positions.new_empty(0),
@@ -205,7 +205,9 @@ class Trunk:
             return {kind: self._rotary(like, positions, kind) for kind in set(self._kinds)}
         return dict.fromkeys(set(self._kinds), self._rotary(like, positions))
 
-    def run(self, stages: Sequence[Stage], form: Form, hidden: Tensor, place: Place, cache_of: CacheOf) -> Tensor:
+    def run(
+        self, stages: Sequence[Stage], form: Form, hidden: Tensor, context: ForwardContext, cache_of: CacheOf
+    ) -> Tensor:
         """Run some stages, one after the other.
 
         Args:
@@ -216,25 +218,25 @@ class Trunk:
         Returns:
             What comes out of the last, (B, T, D).
         """
-        window = _Window(place, cache_of)
+        window = _Window(context, cache_of)
         with installed(self.model.config):
             for stage in stages:
-                hidden = self._run(stage, form, hidden, place, window)
+                hidden = self._run(stage, form, hidden, context, window)
         return hidden
 
-    def _run(self, stage: Stage, form: Form, hidden: Tensor, place: Place, window: _Window) -> Tensor:
-        given = [self._inputs(index, place, window) for index in stage.layers]
+    def _run(self, stage: Stage, form: Form, hidden: Tensor, context: ForwardContext, window: _Window) -> Tensor:
+        given = [self._inputs(index, context, window) for index in stage.layers]
         layers: list[nn.Module] = [self.layers[index] for index in stage.layers]
         if stage.is_group:
             return run_group(layers, given, self.family, form, hidden)
         return call_layer(layers[0], hidden, given[0])
 
-    def _inputs(self, index: int, place: Place, window: _Window) -> dict[str, Any]:
+    def _inputs(self, index: int, context: ForwardContext, window: _Window) -> dict[str, Any]:
         return {
-            "attention_mask": place.masks[self._windows[index]],
-            "position_ids": place.positions,
+            "attention_mask": context.masks[self._windows[index]],
+            "position_ids": context.positions,
             "past_key_values": window,
-            "position_embeddings": place.rotary[self._kinds[index]],
+            "position_embeddings": context.rotary[self._kinds[index]],
         }
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from truedepth.engine.sampling.acceptance import accept_greedy, accept_sampled
-from truedepth.engine.sampling.logits_sampler import Chooser, draw, most_likely, probabilities
-from truedepth.engine.sampling.sequences import Sequence
+from truedepth.engine.sampling.logits_sampler import LogitsSampler, draw, most_likely, probabilities
+from truedepth.engine.sampling.sequences import SequenceState
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,24 +30,24 @@ class Proposal:
     ended: tuple[bool, ...]
 
 
-def drafted_by_row(proposals: Many[Proposal]) -> list[int]:
+def drafted_by_row(proposals: Sequence[Proposal]) -> list[int]:
     """How many tokens were drafted for each sequence: what comes after one that ends it is not for it."""
     rows = zip(*(proposal.ended for proposal in proposals), strict=True)
     return [len(own) - sum(own[:-1]) for own in rows]
 
 
-class Choice:
+class BatchSampler:
     """How each sequence's tokens are chosen.
 
     Args:
-        choosers: by `Sequence.index`.
+        choosers: by `SequenceState.index`.
         vocabulary_size: V, columns of the target's logits.
     """
 
-    def __init__(self, choosers: Many[Chooser], vocabulary_size: int) -> None:
-        self._choosers, self._vocabulary_size = choosers, vocabulary_size
+    def __init__(self, samplers: Sequence[LogitsSampler], vocabulary_size: int) -> None:
+        self._samplers, self._vocabulary_size = samplers, vocabulary_size
 
-    def choose(self, logits: Tensor, sequences: Many[Sequence]) -> Tensor:
+    def choose(self, logits: Tensor, sequences: Sequence[SequenceState]) -> Tensor:
         """The next token of each sequence: (B, 1, V) to (B, 1)."""
         processed = self._process(logits, sequences, [])
         if self._all_greedy(sequences):
@@ -59,8 +59,8 @@ class Choice:
         self,
         logits: Tensor,
         vocabulary: Tensor | None,
-        sequences: Many[Sequence],
-        before: Many[Proposal],
+        sequences: Sequence[SequenceState],
+        before: Sequence[Proposal],
         *,
         with_confidence: bool,
     ) -> Proposal:
@@ -72,7 +72,7 @@ class Choice:
             before: the tokens drafted before it.
         """
         greedy = self._all_greedy(sequences)
-        plain = greedy and not any(self._choosers[sequence.index].processors for sequence in sequences)
+        plain = greedy and not any(self._samplers[sequence.index].processors for sequence in sequences)
         if vocabulary is not None and not plain:
             whole = logits.new_full((*logits.shape[:-1], self._vocabulary_size), -torch.inf)
             logits, vocabulary = whole.index_copy_(-1, vocabulary, logits), None
@@ -92,7 +92,9 @@ class Choice:
         found: list[float] = probs[:, 0].gather(1, ids)[:, 0].tolist() if with_confidence else []
         return Proposal(ids, probs, tuple(found), _ended(ids, sequences, before))
 
-    def accept(self, logits: Tensor, proposals: Many[Proposal], sequences: Many[Sequence]) -> tuple[Tensor, Tensor]:
+    def accept(
+        self, logits: Tensor, proposals: Sequence[Proposal], sequences: Sequence[SequenceState]
+    ) -> tuple[Tensor, Tensor]:
         """How many drafted tokens each sequence takes, (B,), and the target's token after them, (B,).
 
         Args:
@@ -110,41 +112,41 @@ class Choice:
         uniforms = _uniforms(sequences, [limit + 1 for limit in limits], len(proposals) + 1).to(logits.device)
         return accept_sampled(drafted, target, draft, uniforms, torch.tensor(limits, device=logits.device))
 
-    def _all_greedy(self, sequences: Many[Sequence]) -> bool:
-        return all(self._choosers[sequence.index].greedy for sequence in sequences)
+    def _all_greedy(self, sequences: Sequence[SequenceState]) -> bool:
+        return all(self._samplers[sequence.index].greedy for sequence in sequences)
 
-    def _process(self, logits: Tensor, sequences: Many[Sequence], drafted: Many[Proposal]) -> Tensor:
+    def _process(self, logits: Tensor, sequences: Sequence[SequenceState], drafted: Sequence[Proposal]) -> Tensor:
         """The logits that choices are made from, (B, T, V): the last T places of the context with what was drafted."""
-        choosers = [self._choosers[sequence.index] for sequence in sequences]
-        if not any(chooser.processors for chooser in choosers):
+        samplers = [self._samplers[sequence.index] for sequence in sequences]
+        if not any(sampler.processors for sampler in samplers):
             return logits.float()
         tokens = logits.shape[1]
         columns: list[list[int]] = torch.cat([proposal.ids for proposal in drafted], 1).tolist() if drafted else []
         rows = []
-        for row, (chooser, sequence) in enumerate(zip(choosers, sequences, strict=True)):
+        for row, (sampler, sequence) in enumerate(zip(samplers, sequences, strict=True)):
             context = sequence.tokens + (columns[row] if drafted else [])
             contexts = [context[: len(context) - tokens + 1 + at] for at in range(tokens)]
-            rows.append((chooser, contexts))
-        if all(chooser == choosers[0] for chooser in choosers):
-            return choosers[0].process(logits, [contexts for _, contexts in rows])
-        parts = [chooser.process(logits[row, None], [contexts]) for row, (chooser, contexts) in enumerate(rows)]
+            rows.append((sampler, contexts))
+        if all(sampler == samplers[0] for sampler in samplers):
+            return samplers[0].process(logits, [contexts for _, contexts in rows])
+        parts = [sampler.process(logits[row, None], [contexts]) for row, (sampler, contexts) in enumerate(rows)]
         return torch.cat(parts)
 
-    def _probabilities(self, processed: Tensor, sequences: Many[Sequence]) -> Tensor:
+    def _probabilities(self, processed: Tensor, sequences: Sequence[SequenceState]) -> Tensor:
         """(B, T, V); a greedy sequence's most likely token has all the probability."""
         probs = probabilities(processed)
         for row, sequence in enumerate(sequences):
-            if self._choosers[sequence.index].greedy:
+            if self._samplers[sequence.index].greedy:
                 probs[row] = torch.zeros_like(probs[row]).scatter_(-1, most_likely(processed[row])[:, None], 1.0)
         return probs
 
 
-def _limit(sequence: Sequence) -> int:
+def _limit(sequence: SequenceState) -> int:
     """The most drafted tokens that a sequence may take: the target always adds one."""
     return sequence.room - 1
 
 
-def _ended(ids: Tensor, sequences: Many[Sequence], before: Many[Proposal]) -> tuple[bool, ...]:
+def _ended(ids: Tensor, sequences: Sequence[SequenceState], before: Sequence[Proposal]) -> tuple[bool, ...]:
     """Whether each sequence's token, (B, 1), ends it, or one of those drafted before did."""
     if not any(sequence.ends for sequence in sequences):  # reading the tokens would wait for the device
         return (False,) * len(sequences)
@@ -155,7 +157,7 @@ def _ended(ids: Tensor, sequences: Many[Sequence], before: Many[Proposal]) -> tu
     )
 
 
-def _uniforms(sequences: Many[Sequence], counts: Many[int], width: int) -> Tensor:
+def _uniforms(sequences: Sequence[SequenceState], counts: Sequence[int], width: int) -> Tensor:
     """So many of each sequence's own numbers, then zeros: (B, width), float64."""
     drawn = [sequence.uniforms(count) for sequence, count in zip(sequences, counts, strict=True)]
     filled = [numbers + [0.0] * (width - len(numbers)) for numbers in drawn]

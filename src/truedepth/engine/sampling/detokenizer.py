@@ -14,7 +14,7 @@ _MOST_WAITING = 64
 """Tokens that wait for a whole character at most, so that many without any text cost no more than others."""
 
 
-class Watcher(Protocol):
+class StopChecker(Protocol):
     """Looks at a sequence's new tokens as they come, and may end it."""
 
     def add(self, token: int) -> bool:
@@ -26,7 +26,7 @@ class Watcher(Protocol):
         ...
 
 
-class TextWriter:
+class IncrementalDetokenizer:
     """Collects a sequence's new tokens as text, and ends it where a stop string comes.
 
     Special tokens have no text. Each token costs as much as the few before it, however long the text is.

@@ -25,7 +25,7 @@ BY_SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, 
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen.
 
     Attributes:
@@ -80,7 +80,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
-class Chooser:
+class LogitsSampler:
     """Turns logits into choices for the sequences of a batch, which all sample alike.
 
     Attributes:
@@ -92,9 +92,9 @@ class Chooser:
     processors: LogitsProcessorList
 
     @classmethod
-    def of(cls, sampling: Sampling) -> Chooser:
+    def of(cls, sampling_params: SamplingParams) -> LogitsSampler:
         """The same one for all that sample alike, so that they can be processed together."""
-        return _chooser(replace(sampling, seed=None))
+        return _sampler(replace(sampling_params, seed=None))
 
     def process(self, logits: Tensor, contexts: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """The logits that choices are made from.
@@ -120,15 +120,15 @@ class Chooser:
         scores = logits.reshape(-1, size)
         processed = torch.empty_like(scores)
         for length in {len(context) for context in before}:
-            places = [place for place, context in enumerate(before) if len(context) == length]
-            ids: Any = torch.tensor([before[place] for place in places], device=logits.device)
-            processed[places] = self.processors(ids, scores[places])
+            rows = [row for row, context in enumerate(before) if len(context) == length]
+            ids: Any = torch.tensor([before[row] for row in rows], device=logits.device)
+            processed[rows] = self.processors(ids, scores[rows])
         return processed.view(batch, tokens, size)
 
 
 @lru_cache(maxsize=256)
-def _chooser(sampling: Sampling) -> Chooser:
-    return Chooser(sampling.temperature == 0, sampling.processors())
+def _sampler(sampling_params: SamplingParams) -> LogitsSampler:
+    return LogitsSampler(sampling_params.temperature == 0, sampling_params.processors())
 
 
 def most_likely(logits: Tensor) -> Tensor:

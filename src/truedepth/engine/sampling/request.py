@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from truedepth.engine.sampling.logits_sampler import Sampling
+from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.errors import UsageError
 
 
@@ -16,7 +16,7 @@ class Request:
     Attributes:
         prompt_ids: token ids of the prompt, special tokens included.
         max_new_tokens: stop after so many.
-        sampling: how tokens are chosen; greedy unless said.
+        sampling_params: how tokens are chosen; greedy unless said.
         stop: strings before which the text ends.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_end: write on beyond the model's end tokens.
@@ -28,7 +28,7 @@ class Request:
 
     prompt_ids: Sequence[int]
     max_new_tokens: int = 256
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling_params: SamplingParams = field(default_factory=SamplingParams)
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_end: bool = False

@@ -13,7 +13,7 @@ neither, since decoding was broken off."""
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class DecodingStep:
     """One step of a sequence: a round of drafting and verifying, or a plain step.
 
     Attributes:
@@ -67,7 +67,7 @@ class GenerationResult:
     finish_reason: FinishReason
     prompt_tokens: int
     from_draft: tuple[bool, ...]
-    steps: tuple[Step, ...]
+    steps: tuple[DecodingStep, ...]
     timings: Timings
     logprobs: tuple[float, ...] | None = None
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Sequence as Many
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from truedepth.engine.sampling.request import Request
-from truedepth.engine.sampling.result import FinishReason, GenerationResult, Step, Timings
+from truedepth.engine.sampling.result import DecodingStep, FinishReason, GenerationResult, Timings
 
 if TYPE_CHECKING:
-    from truedepth.engine.sampling.detokenizer import Watcher
+    from truedepth.engine.sampling.detokenizer import StopChecker
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Clock:
 
 
 @dataclass
-class Sequence:
+class SequenceState:
     """One sequence: its tokens, and how it came by them.
 
     Attributes:
@@ -44,17 +44,17 @@ class Sequence:
     index: int
     request: Request
     ends: frozenset[int]
-    writer: Watcher | None
+    writer: StopChecker | None
     tokens: list[int] = field(init=False)
     from_draft: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    steps: list[DecodingStep] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     timings: Timings = field(default_factory=Timings)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
-        seed = self.request.sampling.seed
+        seed = self.request.sampling_params.seed
         # Numbers drawn one by one, from a generator of its own: a batch does not change what a seed gives.
         self._random = random.Random(secrets.randbits(64) if seed is None else seed)
 
@@ -76,7 +76,7 @@ class Sequence:
         """Independent numbers in [0, 1)."""
         return [self._random.random() for _ in range(count)]
 
-    def extend(self, tokens: Many[int], drafted: int, logprobs: Many[float], clock: Clock) -> int:
+    def extend(self, tokens: Sequence[int], drafted: int, logprobs: Sequence[float], clock: Clock) -> int:
         """Take the tokens of a step, up to the one that ends the sequence.
 
         Args:

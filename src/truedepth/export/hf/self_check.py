@@ -70,8 +70,8 @@ def _final_states(source: Source, plan: DepthPlan, ids: Tensor) -> Tensor:
 
     model = apply(streamed_model(source.config, _merging(source, plan)), plan)
     embedded = source.read(f"{source.family.embedding}.weight")[ids].float()  # (1, T, D)
-    trunk: Any = model.base_model
-    states: Tensor = trunk(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    runner: Any = model.base_model
+    states: Tensor = runner(inputs_embeds=embedded, use_cache=False).last_hidden_state
     return states[0]
 
 

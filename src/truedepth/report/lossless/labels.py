@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DraftRow:
     """A draft in a table: what is expected of it, and what was measured, where it was.
 
     Attributes:
@@ -26,14 +26,14 @@ class Row:
     is_best: bool
 
 
-def rows(results: LosslessResults) -> list[Row]:
+def rows(results: LosslessResults) -> list[DraftRow]:
     """One row a plan, the best first, then by expected tokens a second."""
     timed = {record.draft: record for record in [*results.finalists, results.best]}
     by_plan: dict[tuple[str, str], CandidateRecord] = {}
     for candidate in results.candidates:
         by_plan.setdefault((candidate.draft.form, candidate.draft.notation), candidate)
     found = [
-        Row(candidate, timed.get(candidate.draft), candidate.draft == results.best.draft)
+        DraftRow(candidate, timed.get(candidate.draft), candidate.draft == results.best.draft)
         for candidate in by_plan.values()
     ]
     return sorted(found, key=lambda row: not row.is_best)

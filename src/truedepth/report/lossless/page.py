@@ -10,7 +10,7 @@ from truedepth.records.files import write_atomic
 from truedepth.report.format import times
 from truedepth.report.lossless import labels as words
 from truedepth.report.lossless.charts import agreement_chart, speed_chart
-from truedepth.report.page import Part, chart_data, cost_parts, readable_date, render_page
+from truedepth.report.page import CostPart, chart_data, cost_parts, readable_date, render_page
 
 if TYPE_CHECKING:
     from truedepth.measuring.step_costs import StepCosts
@@ -45,7 +45,7 @@ def render_lossless_report(results: LosslessResults, folder: Path) -> str:
     )
 
 
-def _costs(costs: StepCosts) -> tuple[Part, ...]:
+def _costs(costs: StepCosts) -> tuple[CostPart, ...]:
     layer, head = costs.layer_seconds, costs.head_seconds
     several = sorted(layer)[1:]
     plain = costs.plain_seconds()

@@ -38,7 +38,7 @@ def lossless_table(results: LosslessResults) -> RenderableType:
     )
 
 
-def _cells(row: words.Row, plain: float) -> tuple[Text, ...]:
+def _cells(row: words.DraftRow, plain: float) -> tuple[Text, ...]:
     best = row.candidate.best
     draft = row.candidate.draft
     depth = str(draft.to_plan().effective_depth)

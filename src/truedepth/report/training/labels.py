@@ -22,7 +22,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class FigureRow:
     """What became of one exit, of the tokens that a head drafts at one place, or of the whole loss (neither)."""
 
     layers: int | None
@@ -48,7 +48,7 @@ def place_title(place: int) -> str:
     return f"drafted token {place}"
 
 
-def row_title(row: Row, results: TrainingResults) -> str:
+def row_title(row: FigureRow, results: TrainingResults) -> str:
     """What a row is of."""
     return exit_title(row.layers, results) if row.place is None else place_title(row.place)
 
@@ -76,15 +76,15 @@ def change(results: TrainingResults, name: str) -> Change | None:
     return Change(points[0][1], points[-1][1]) if points else None
 
 
-def rows(results: TrainingResults) -> list[Row]:
+def rows(results: TrainingResults) -> list[FigureRow]:
     """The whole loss, then each exit and each drafted place."""
-    found = [Row(None, None, change(results, "loss"), None)]
+    found = [FigureRow(None, None, change(results, "loss"), None)]
     for layers in exits(results):
         loss, agreement = (change(results, exit_name(kind, layers)) for kind in ("loss", "agreement"))
-        found.append(Row(layers, None, loss, agreement))
+        found.append(FigureRow(layers, None, loss, agreement))
     for place in places(results):
         loss, agreement = (change(results, place_name(kind, place)) for kind in ("loss", "agreement"))
-        found.append(Row(None, place, loss, agreement))
+        found.append(FigureRow(None, place, loss, agreement))
     return found
 
 

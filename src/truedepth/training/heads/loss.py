@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.projection import head_rows
 from truedepth.errors import UnsupportedModelError
@@ -39,7 +39,7 @@ class HeadDistillation(nn.Module):
         steps: runs the head over rows.
     """
 
-    def __init__(self, head: ExitHead | StatesHead, core: PreTrainedModel, places: int, keep: float) -> None:
+    def __init__(self, head: ExitHead | EagleHead, core: PreTrainedModel, places: int, keep: float) -> None:
         super().__init__()
         self.head = head
         self.places, self._keep = places, keep
@@ -48,7 +48,7 @@ class HeadDistillation(nn.Module):
             raise UnsupportedModelError("the model is packed for decoding; close its Engine before training a head")
         self.steps = DraftingSteps(head, core)
         self._rows = [rows]  # in a list, so that they are no part of the module
-        columns = torch.full((self.steps.trunk.vocabulary_size,), -1, device=head.ids.device)
+        columns = torch.full((self.steps.runner.vocabulary_size,), -1, device=head.ids.device)
         columns[head.ids] = torch.arange(len(head.ids), device=head.ids.device)
         self._columns = [columns]
 
@@ -79,12 +79,12 @@ class HeadDistillation(nn.Module):
         Returns:
             Probabilities, (m, V'), and which row of them is of each token, (B, T), -1 where none is.
         """
-        trunk, labels = self.steps.trunk, rows["labels"]
+        runner, labels = self.steps.runner, rows["labels"]
         counted = (labels != IGNORED) & (self._columns[0][labels.clamp(min=0)] >= 0)  # (B, T)
-        last = rows["last"][counted].to(trunk.model.dtype)  # (m, D)
+        last = rows["last"][counted].to(runner.model.dtype)  # (m, D)
         places = torch.full_like(labels, -1)
         places[counted] = torch.arange(len(last), device=labels.device)
-        return trunk.logits_of(self._rows[0], last).float().softmax(-1), places
+        return runner.logits_of(self._rows[0], last).float().softmax(-1), places
 
     def _chosen(self, drafted: Drafted, rows: Rows, where: Tensor) -> Tensor:
         """The columns of what the target chose after some targets, (B, n) of bool; -1 for what cannot be drafted."""

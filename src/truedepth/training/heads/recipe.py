@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, default_collate
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import (
     DraftVocabulary,
@@ -59,7 +59,7 @@ class _Shape(Settings):
     )
 
 
-class StatesShape(_Shape):
+class EagleShape(_Shape):
     """A head that reads the target's states of the tokens verified."""
 
     kind: Literal["states"]
@@ -67,8 +67,8 @@ class StatesShape(_Shape):
         default=None, description="numbers of layers after which it reads states; by default a third, two thirds, all"
     )
 
-    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> StatesHead:
-        return StatesHead.fresh(
+    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> EagleHead:
+        return EagleHead.fresh(
             loaded.model, self.read_at(loaded), num_layers=self.layers, vocabulary=vocabulary, rank=self.rank
         )
 
@@ -108,7 +108,7 @@ class HeadData(Settings):
     length: int = Field(default=1024, ge=8, description="tokens of a row, and the most of a passage")
 
 
-class StatesSettings(Settings):
+class EagleSettings(Settings):
     """The hidden states on disk."""
 
     folder: Path | None = Field(
@@ -123,8 +123,8 @@ class ExitHeadRecipe(TrainingRecipe):
 
     kind: Literal["exit-head"] = "exit-head"
     data: HeadData  # type: ignore[assignment]  # states in place of tokens
-    head: Annotated[StatesShape | ExitShape, Field(discriminator="kind")]
-    states: StatesSettings = StatesSettings()
+    head: Annotated[EagleShape | ExitShape, Field(discriminator="kind")]
+    states: EagleSettings = EagleSettings()
     places: int = Field(default=3, ge=1, description="drafted places that a states head learns; an exit head needs one")
     keep: float = Field(default=0.5, gt=0, le=1, description="share of the drafts that go on to each further place")
     decay: float = Field(default=0.8, gt=0, le=1, description="what each place counts of the one before")
@@ -179,7 +179,7 @@ class ExitHeadKind:
             states, held_out = states_of(recipe, loaded, training.folder, training.progress)
         head = recipe.head.fresh(loaded, draft_vocabulary(loaded, states, recipe.head.vocabulary))
         head.text = f"{len(states)} tokens of {' and '.join(recipe.data.train.sources)}"
-        places = recipe.places if isinstance(head, StatesHead) else 1
+        places = recipe.places if isinstance(head, EagleHead) else 1
         judged = States(tuple(part for some in held_out.values() for part in some.parts))
         sources = [source for text in recipe.data.held_out.values() for source in text.sources]
         options = {
@@ -195,7 +195,7 @@ class ExitHeadKind:
         """Measure the head on each held-out text, and write it."""
         recipe, loaded = training.recipe, training.loaded
         distillation: Any = trainer.model
-        head: ExitHead | StatesHead = distillation.head
+        head: ExitHead | EagleHead = distillation.head
         folder = training.folder / HEAD_FOLDER
         figures: dict[str, float] = {}
         if training.is_first:
@@ -219,7 +219,7 @@ class ExitHeadKind:
 
     def _rows(
         self,
-        head: ExitHead | StatesHead,
+        head: ExitHead | EagleHead,
         recipe: ExitHeadRecipe,
         loaded: LoadedModel,
         states: States,
@@ -263,7 +263,7 @@ def draft_vocabulary(loaded: LoadedModel, states: States, size: int) -> DraftVoc
     return most_frequent(counts, size, _special(loaded), "what the model chose in the training text")
 
 
-def coverage(head: ExitHead | StatesHead, states: States) -> float:
+def coverage(head: ExitHead | EagleHead, states: States) -> float:
     """The share of the tokens that the model chose which the head can draft."""
     chosen = states.chosen[states.chosen != NOTHING]
     return float(torch.isin(chosen, head.ids.cpu()).double().mean())

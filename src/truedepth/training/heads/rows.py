@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import TextError
 from truedepth.training.data.rows import IGNORED
@@ -40,14 +40,14 @@ class HeadRows(Dataset[dict[str, Tensor]]):
     def __init__(
         self,
         states: States,
-        head: ExitHead | StatesHead,
+        head: ExitHead | EagleHead,
         num_layers: int,
         length: int,
         sources: Sequence[str] = (),
     ) -> None:
         self._states, self._length, self._last, self._sources = states, length, num_layers, tuple(sources)
         self._depths: Sequence[int] = depths_of(head)
-        self._shifted = isinstance(head, StatesHead)
+        self._shifted = isinstance(head, EagleHead)
         if bool((states.chosen == NOTHING).all()):
             raise TextError("the text leaves nothing for the head to learn; give text or prompts with answers")
 
@@ -97,6 +97,6 @@ class HeadRows(Dataset[dict[str, Tensor]]):
         return torch.cat([value, fill])
 
 
-def depths_of(head: ExitHead | StatesHead) -> tuple[int, ...]:
+def depths_of(head: ExitHead | EagleHead) -> tuple[int, ...]:
     """The depths whose states a head is given."""
-    return head.depths if isinstance(head, StatesHead) else (head.exit.effective_depth,)
+    return head.depths if isinstance(head, EagleHead) else (head.exit.effective_depth,)

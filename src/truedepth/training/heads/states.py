@@ -30,10 +30,10 @@ from torch import Tensor
 from truedepth.engine.drafts.heads.fingerprint import Fingerprint
 from truedepth.engine.engine import Engine
 from truedepth.engine.runner.caches import StateTable
-from truedepth.engine.runner.model_runner import Place, Trunk
+from truedepth.engine.runner.model_runner import ForwardContext, ModelRunner
 from truedepth.engine.runner.target_states import TargetStates
 from truedepth.engine.sampling.request import Request
-from truedepth.engine.sampling.sequences import Sequence as Written
+from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.errors import TrainingError, UsageError
 from truedepth.models.loading.load import LoadedModel
 from truedepth.records.files import prepare_output, write_atomic
@@ -65,9 +65,9 @@ class Recorder:
         self._table = StateTable(count, capacity)
         self.depths = frozenset(depths)
 
-    def see(self, sequences: Sequence[Written], states: TargetStates, place: Place) -> None:
-        rows = torch.tensor([sequence.index for sequence in sequences], device=place.positions.device)
-        slots = rows[:, None] * self._capacity + place.positions  # (B, T)
+    def see(self, sequences: Sequence[SequenceState], states: TargetStates, context: ForwardContext) -> None:
+        rows = torch.tensor([sequence.index for sequence in sequences], device=context.positions.device)
+        slots = rows[:, None] * self._capacity + context.positions  # (B, T)
         self._table.write(states.at(*self._order), slots.flatten())
 
     def of(self, index: int, tokens: int) -> Tensor:
@@ -138,7 +138,7 @@ def _part(engine: Engine, group: Sequence[Passage], depths: Sequence[int]) -> di
         hidden = recorder.of(index, len(known))
         last = hidden.chunk(len(depths), -1)[-1]  # (N, D)
         written = _written(passage, result.token_ids) if passage.new_tokens else None
-        chosen.append(_likeliest(engine.trunk, passage, last) if written is None else written)
+        chosen.append(_likeliest(engine.runner, passage, last) if written is None else written)
         ids += known
         stops.append(len(ids))
         states.append(hidden.to("cpu", STORED))
@@ -156,12 +156,12 @@ def _written(passage: Passage, answer: Sequence[int]) -> Tensor:
     return torch.tensor([NOTHING] * (len(passage.ids) - 1) + list(answer), dtype=torch.int32)
 
 
-def _likeliest(trunk: Trunk, passage: Passage, hidden: Tensor) -> Tensor:
+def _likeliest(runner: ModelRunner, passage: Passage, hidden: Tensor) -> Tensor:
     """The same for text that was read, by the last layer's states, (N, D)."""
     chosen = torch.full((len(passage.ids),), NOTHING, dtype=torch.int32)
     wanted = torch.tensor([*passage.learnt[1:], False]).nonzero()[:, 0]
     for some in wanted.split(_SCORED):
-        chosen[some] = trunk.logits(hidden[some.to(hidden.device)][None])[0].argmax(-1).int().cpu()
+        chosen[some] = runner.logits(hidden[some.to(hidden.device)][None])[0].argmax(-1).int().cpu()
     return chosen
 
 

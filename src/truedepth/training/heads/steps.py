@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.runner.caches import KVCache
-from truedepth.engine.runner.model_runner import Place, Trunk
+from truedepth.engine.runner.model_runner import ForwardContext, ModelRunner
 from truedepth.training.data.rows import IGNORED
 
 Rows = Mapping[str, Tensor]
@@ -41,7 +41,7 @@ class Drafted:
         share: of the drafts that could go on to here, how many are looked at.
     """
 
-    place: int
+    position: int
     starts: Tensor
     hidden: Tensor
     targets: Tensor
@@ -56,9 +56,9 @@ class DraftingSteps:
         core: the model that the head is for, which is not packed.
     """
 
-    def __init__(self, head: ExitHead | StatesHead, core: PreTrainedModel) -> None:
-        self.head, self.trunk = head, Trunk(core)
-        self._stages = self.trunk.adopt(head.layers)
+    def __init__(self, head: ExitHead | EagleHead, core: PreTrainedModel) -> None:
+        self.head, self.runner = head, ModelRunner(core)
+        self._stages = self.runner.adopt(head.layers)
 
     def run(self, rows: Rows, places: int, keep: float = 1.0, draw: int = 0) -> Iterator[Drafted]:
         """Draft from the tokens of some rows.
@@ -70,37 +70,37 @@ class DraftingSteps:
         """
         generator = torch.Generator().manual_seed(draw)
         chain, marks = _Chain(), _Marks(rows["position_ids"])
-        embedded = self.trunk.embed(rows["input_ids"]).detach()  # (B, T, D)
+        embedded = self.runner.embed(rows["input_ids"]).detach()  # (B, T, D)
         starts = torch.arange(embedded.shape[1], device=embedded.device).expand(len(embedded), -1)  # (B, T)
-        hidden = self._layers(self._first(rows, embedded), marks.first_place(self.trunk, starts), chain)
+        hidden = self._layers(self._first(rows, embedded), marks.first_place(self.runner, starts), chain)
         first, share = hidden, 1.0
-        for place in range(1, places + 1):
-            targets = starts + place - 1
+        for position in range(1, places + 1):
+            targets = starts + position - 1
             learnt = _learnt(rows, starts, targets)
-            yield Drafted(place, starts, hidden, targets.clamp(max=embedded.shape[1] - 1), learnt, share)
-            if place == places:
+            yield Drafted(position, starts, hidden, targets.clamp(max=embedded.shape[1] - 1), learnt, share)
+            if position == places:
                 return
             if keep < 1:
                 going = _learnt(rows, starts, targets + 1)
                 kept = _sample(going, keep, generator)  # (B, n)
                 share *= _part(going.gather(1, kept), going)
                 starts, hidden = starts.gather(1, kept), _gather(hidden, kept)
-            following = (starts + place).clamp(max=embedded.shape[1] - 1)
-            if isinstance(self.head, StatesHead):
+            following = (starts + position).clamp(max=embedded.shape[1] - 1)
+            if isinstance(self.head, EagleHead):
                 entering = self.head.joined(hidden, _gather(embedded, following))
-                hidden = self._layers(entering, marks.later_place(self.trunk, starts, place), chain)
+                hidden = self._layers(entering, marks.later_place(self.runner, starts, position), chain)
             else:  # its states of the token drafted are those that the target has, too
                 hidden = _gather(first, following)
 
     def _first(self, rows: Rows, embedded: Tensor) -> Tensor:
         """What enters the head's layers at the first place, (B, T, D)."""
         states = rows["states"].to(embedded.dtype)
-        if isinstance(self.head, StatesHead):
+        if isinstance(self.head, EagleHead):
             return self.head.joined(self.head.fused(states), embedded)
         return states
 
-    def _layers(self, hidden: Tensor, place: Place, chain: _Chain) -> Tensor:
-        return self.trunk.run(self._stages, "lp", hidden, place, lambda _: chain)
+    def _layers(self, hidden: Tensor, context: ForwardContext, chain: _Chain) -> Tensor:
+        return self.runner.run(self._stages, "lp", hidden, context, lambda _: chain)
 
 
 class _Chain(KVCache):
@@ -132,21 +132,21 @@ class _Marks:
         self._passages = order - positions  # (B, T): the same for tokens of one passage, and for no others
         self._later: list[Tensor] = []  # the starts of each later place
 
-    def first_place(self, trunk: Trunk, starts: Tensor) -> Place:
-        return trunk.place_at(self._positions, lambda window: _mask(self._before(starts, 0, window), trunk))
+    def first_place(self, runner: ModelRunner, starts: Tensor) -> ForwardContext:
+        return runner.place_at(self._positions, lambda window: _mask(self._before(starts, 0, window), runner))
 
-    def later_place(self, trunk: Trunk, starts: Tensor, ahead: int) -> Place:
+    def later_place(self, runner: ModelRunner, starts: Tensor, ahead: int) -> ForwardContext:
         """Of the tokens `ahead` of the starts, (B, n), which see what stands up to the start, and their own draft."""
         self._later.append(starts)
 
         def mask_of(window: int | None) -> Tensor:
             seen = [self._before(starts, ahead, window)]
-            for place, others in enumerate(self._later, 1):
-                near = window is None or ahead - place < window
+            for position, others in enumerate(self._later, 1):
+                near = window is None or ahead - position < window
                 seen.append((starts[:, :, None] == others[:, None, :]) & near)  # (B, n, n')
-            return _mask(torch.cat(seen, 2), trunk)
+            return _mask(torch.cat(seen, 2), runner)
 
-        return trunk.place_at(self._positions.gather(1, starts) + ahead, mask_of)
+        return runner.place_at(self._positions.gather(1, starts) + ahead, mask_of)
 
     def _before(self, starts: Tensor, ahead: int, window: int | None) -> Tensor:
         """Which tokens of the rows are seen from `ahead` of the starts: (B, n, T)."""
@@ -156,9 +156,9 @@ class _Marks:
         return seen if window is None else seen & (order > starts[:, :, None] + ahead - window)
 
 
-def _mask(seen: Tensor, trunk: Trunk) -> Tensor:
+def _mask(seen: Tensor, runner: ModelRunner) -> Tensor:
     """0 where a token may look and -inf where not: (B, 1, n, entries)."""
-    dtype: torch.dtype = trunk.model.dtype
+    dtype: torch.dtype = runner.model.dtype
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 

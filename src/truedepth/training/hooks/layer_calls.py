@@ -41,8 +41,8 @@ class Around(Protocol):
         """
 
 
-class _SurroundedLayer(nn.Module):
-    """Mixed in front of a decoder layer's class by `around_layers`."""
+class _WrappedLayer(nn.Module):
+    """Mixed in front of a decoder layer's class by `wrap_layers`."""
 
     _truedepth_around: tuple[int, list[Around]]
 
@@ -50,21 +50,21 @@ class _SurroundedLayer(nn.Module):
         index, arounds = self._truedepth_around
 
         def call(hidden: Tensor, **inputs: Any) -> Tensor:
-            output = super(_SurroundedLayer, self).__call__(hidden, *args, **inputs)
+            output = super(_WrappedLayer, self).__call__(hidden, *args, **inputs)
             hidden = output[0] if isinstance(output, tuple) else output
             return hidden
 
         for around in arounds:
-            call = _surrounded(around, self, index, call)
+            call = _wrapped(around, self, index, call)
         return call(hidden_states, **inputs)
 
 
-def _surrounded(around: Around, layer: nn.Module, index: int, inner: LayerCall) -> LayerCall:
+def _wrapped(around: Around, layer: nn.Module, index: int, inner: LayerCall) -> LayerCall:
     return lambda hidden, **inputs: around(layer, index, inner, hidden, inputs)
 
 
 @contextmanager
-def around_layers(model: nn.Module, around: Around) -> Iterator[None]:
+def wrap_layers(model: nn.Module, around: Around) -> Iterator[None]:
     """Put `around` around the calls of all decoder layers of a causal language model, for as long as the context lasts.
 
     Contexts may be nested: what came later is further out. Backward passes under gradient
@@ -79,8 +79,8 @@ def around_layers(model: nn.Module, around: Around) -> Iterator[None]:
     if (plan := applied_plan(core)) is not None:
         raise PlanError(f"the model runs the plan '{plan}'; restore it first, and apply the plan afterwards")
     for index, layer in enumerate(layers):
-        if not isinstance(layer, _SurroundedLayer):
-            layer.__class__ = _surrounded_class(type(layer))  # type: ignore[arg-type]  # a Module class is hashable
+        if not isinstance(layer, _WrappedLayer):
+            layer.__class__ = _wrapped_class(type(layer))  # type: ignore[arg-type]  # a Module class is hashable
             vars(layer)["_truedepth_around"] = (index, [])
         layer._truedepth_around[1].append(around)
     try:
@@ -90,12 +90,12 @@ def around_layers(model: nn.Module, around: Around) -> Iterator[None]:
             arounds = layer._truedepth_around[1]
             arounds.remove(around)
             # Sharding gives a layer yet another class. It stays, and so does ours below it, with nothing to do.
-            if not arounds and type(layer).__mro__[1] is _SurroundedLayer:
+            if not arounds and type(layer).__mro__[1] is _WrappedLayer:
                 del layer._truedepth_around
                 layer.__class__ = type(layer).__mro__[2]
 
 
-def touch(call: LayerCall, layer: nn.Module, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
+def zero_grad_call(call: LayerCall, layer: nn.Module, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
     """Call a layer without computing anything: the hidden states pass unchanged, its parameters get gradients of zero.
 
     Its hooks run, so sharded parameters are gathered and reduced as on ranks where the layer works, and no parameter
@@ -104,13 +104,13 @@ def touch(call: LayerCall, layer: nn.Module, hidden: Tensor, inputs: dict[str, A
 
     def pass_through(hidden: Tensor) -> Tensor:
         learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        output: Tensor = _Touch.apply(hidden, *learning)  # type: ignore[no-untyped-call]
+        output: Tensor = _ZeroGradCall.apply(hidden, *learning)  # type: ignore[no-untyped-call]
         return output
 
     return call(hidden, **inputs, truedepth_instead=pass_through)
 
 
-class _Touch(torch.autograd.Function):
+class _ZeroGradCall(torch.autograd.Function):
     """The identity of its first argument; the gradients of the others are zero."""
 
     @staticmethod
@@ -124,7 +124,7 @@ class _Touch(torch.autograd.Function):
 
 
 @functools.cache
-def _surrounded_class(layer_class: type[nn.Module]) -> type[nn.Module]:
+def _wrapped_class(layer_class: type[nn.Module]) -> type[nn.Module]:
     """The class of a layer with something around it. Sharding policies find decoder layers by their name."""
 
     def forward(layer: nn.Module, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
@@ -133,4 +133,4 @@ def _surrounded_class(layer_class: type[nn.Module]) -> type[nn.Module]:
             return layer_class.forward(layer, hidden_states, *args, **inputs)
         return instead(hidden_states)
 
-    return type(layer_class.__name__, (_SurroundedLayer, layer_class), {"forward": forward})
+    return type(layer_class.__name__, (_WrappedLayer, layer_class), {"forward": forward})

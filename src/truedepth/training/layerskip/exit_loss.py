@@ -14,7 +14,7 @@ from truedepth.models.rewire import causal_lm
 from truedepth.training.data.rows import IGNORED
 from truedepth.training.hooks.custom_loss import own_loss
 from truedepth.training.hooks.head_loss import SharedHead, next_token_loss, summed_losses
-from truedepth.training.hooks.layer_calls import LayerCall, around_layers
+from truedepth.training.hooks.layer_calls import LayerCall, wrap_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,5 +87,5 @@ def training_exits(model: nn.Module) -> Iterator[ExitObjective]:
     """
     core = causal_lm(model)
     objective = ExitObjective(core)
-    with around_layers(core, objective), own_loss(core, objective.loss):
+    with wrap_layers(core, objective), own_loss(core, objective.loss):
         yield objective

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.training.hooks.layer_calls import LayerCall, touch
+from truedepth.training.hooks.layer_calls import LayerCall, zero_grad_call
 
 Skips = NDArray[np.bool_]
 """Which sample skips which layer: (B, L)."""
@@ -64,7 +64,7 @@ def draw_skips(probabilities: Sequence[float], rows: range, seed: int, step: int
 
 
 class LayerDropout:
-    """Goes around a model's layers (`around_layers`); `skips` says what the next forward leaves out.
+    """Goes around a model's layers (`wrap_layers`); `skips` says what the next forward leaves out.
 
     Attributes:
         skips: None: nothing is left out. Forwards in evaluation mode leave nothing out either.
@@ -86,7 +86,7 @@ class LayerDropout:
         if len(staying) == batch:
             return call(hidden, **inputs)
         if len(staying) == 0:
-            return touch(call, layer, hidden, inputs)
+            return zero_grad_call(call, layer, hidden, inputs)
         rows = torch.from_numpy(staying).to(hidden.device)
         given = {name: _rows_of(value, rows, batch) for name, value in inputs.items()}
         return hidden.index_copy(0, rows, call(hidden.index_select(0, rows), **given))

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from truedepth.errors import UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import causal_lm
-from truedepth.training.hooks.layer_calls import around_layers
+from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.exit_loss import ExitObjective, training_exits
 from truedepth.training.layerskip.exit_weights import exit_scales, exit_weights, gradual, rotational
 from truedepth.training.layerskip.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
@@ -135,7 +135,7 @@ class LayerSkipTrainer(DepthTrainer):
     def preparation(self) -> Iterator[None]:
         """The model with dropout and exits."""
         model = cast(nn.Module, self.model)
-        with around_layers(model, self._dropout), training_exits(model) as objective:
+        with wrap_layers(model, self._dropout), training_exits(model) as objective:
             self._objective = objective
             try:
                 yield

@@ -28,7 +28,7 @@ def changed_layers(plan: DepthPlan) -> tuple[int, ...]:
     return tuple(sorted(changed))
 
 
-def settle_merges(model: Any, plan: DepthPlan) -> tuple[DepthPlan, dict[str, Tensor]]:
+def bake_merges(model: Any, plan: DepthPlan) -> tuple[DepthPlan, dict[str, Tensor]]:
     """Give the first layer of each merged stage the mean of the stage's weights for good.
 
     Trained weights of a merged layer can so be kept and saved like those of any other.

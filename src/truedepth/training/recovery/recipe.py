@@ -15,7 +15,7 @@ from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.training.adapters import Lora, add_lora, merged
 from truedepth.training.recipe import Settings, TrainingRecipe
-from truedepth.training.recovery.changes import changed_layers, settle_merges
+from truedepth.training.recovery.changes import bake_merges, changed_layers
 from truedepth.training.recovery.objective import Objective
 from truedepth.training.recovery.trainer import RecoveryTrainer
 from truedepth.training.results import ProductRecord
@@ -75,7 +75,7 @@ def prepare(model: Any, settings: Recover, seed: int = 0) -> tuple[nn.Module, tu
     layers = _trained_layers(settings.layers, read, num_layers)
     if len(read) > 1 and any(stage.merged for plan in read for stage in plan.stages):
         raise UsageError("a plan with merged layers replaces their weights, so it must be the only one")
-    plan, originals = settle_merges(model, read[0])
+    plan, originals = bake_merges(model, read[0])
     plans = (plan, *read[1:])
     if settings.lora is not None:
         return add_lora(model, settings.lora, layers, seed), plans, originals

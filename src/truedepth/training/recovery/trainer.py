@@ -38,7 +38,7 @@ class RecoveryTrainer(DepthTrainer):
     Args:
         model, args, train_dataset, eval_dataset, options: see `DepthTrainer`. What `requires_grad` is trained. The
             model must not run a plan.
-        plans: without merged stages (see `settle_merges`).
+        plans: without merged stages (see `bake_merges`).
         objective: what is learnt.
         originals: weights of the unmodified model that are no longer in `model`, by name.
         prompt_tokens: of rows whose prompt is shorter, this many tokens are the prompt.

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from truedepth.engine.cpu.packing import pack_linear
 from truedepth.engine.drafts.heads.draft_files import read_kind
-from truedepth.engine.drafts.heads.eagle_head import StatesHead
+from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.trained_head import HEAD_FILES
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, end_ids_of
-from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.errors import UsageError
 from truedepth.plan import DepthPlan
 
@@ -38,7 +38,7 @@ class DraftHead(Protocol):
         ...
 
 
-class OwnHead:
+class LMHead:
     """The model's own norm and LM head, or a part of its rows.
 
     Raises:
@@ -47,20 +47,22 @@ class OwnHead:
 
     layers: Sequence[nn.Module] = ()
 
-    def __init__(self, trunk: Trunk, vocabulary: DraftVocabulary | None) -> None:
-        self._trunk = trunk
+    def __init__(self, runner: ModelRunner, vocabulary: DraftVocabulary | None) -> None:
+        self._runner = runner
         if vocabulary is not None:
-            vocabulary.require(trunk.vocabulary_size, end_ids_of(trunk.model))
-        self.vocabulary = None if vocabulary is None else vocabulary.ids.to(trunk.device)
-        self._rows = None if self.vocabulary is None else pack_linear(trunk.head_rows(self.vocabulary))
+            vocabulary.require(runner.vocabulary_size, end_ids_of(runner.model))
+        self.vocabulary = None if vocabulary is None else vocabulary.ids.to(runner.device)
+        self._rows = None if self.vocabulary is None else pack_linear(runner.head_rows(self.vocabulary))
 
     def logits(self, hidden: Tensor) -> Tensor:
         if self._rows is None:
-            return self._trunk.logits(hidden)
-        return self._trunk.logits_of(self._rows, hidden)
+            return self._runner.logits(hidden)
+        return self._runner.logits_of(self._rows, hidden)
 
 
-def head_for(plan: DepthPlan, trunk: Trunk, head: DraftHead | None, vocabulary: DraftVocabulary | None) -> DraftHead:
+def head_for(
+    plan: DepthPlan, runner: ModelRunner, head: DraftHead | None, vocabulary: DraftVocabulary | None
+) -> DraftHead:
     """The head of a draft, ready to draft with `plan`.
 
     Args:
@@ -72,12 +74,12 @@ def head_for(plan: DepthPlan, trunk: Trunk, head: DraftHead | None, vocabulary: 
         DraftError: the one that is given does not fit the model or the plan.
     """
     if head is None:
-        return OwnHead(trunk, vocabulary)
+        return LMHead(runner, vocabulary)
     refuse_both(vocabulary)
-    if isinstance(head, StatesHead):
+    if isinstance(head, EagleHead):
         raise UsageError(f"the head drafts by itself, and the draft '{plan}' is given too; leave out the draft")
     if isinstance(head, ExitHead):
-        head.prepare(trunk)
+        head.prepare(runner)
         head.require_plan(plan)
     return head
 
@@ -92,12 +94,12 @@ def refuse_both(vocabulary: DraftVocabulary | None) -> None:
         raise UsageError("a trained head has its own draft vocabulary; give a head or a vocabulary, not both")
 
 
-def load_head(folder: str | Path, model: nn.Module) -> ExitHead | StatesHead:
+def load_head(folder: str | Path, model: nn.Module) -> ExitHead | EagleHead:
     """Read a head of either kind, in the model's type and on its device. An engine may be open on the model.
 
     Raises:
         DraftError: a file is missing, truncated or malformed, or it is for another model.
     """
     if read_kind(Path(folder), HEAD_FILES) == "states":
-        return StatesHead.load(folder, model)
+        return EagleHead.load(folder, model)
     return ExitHead.load(folder, model)

@@ -32,14 +32,14 @@ from truedepth.models.rewire import causal_lm
 from truedepth.plan import DepthPlan
 
 
-class StatesHeadCard(HeadCard):
+class EagleHeadCard(HeadCard):
     """The fields of the `head.json` of a states head."""
 
     kind: Literal["states"] = "states"
     depths: list[Annotated[int, Field(ge=1)]] = Field(description="numbers of layers after which it reads states")
 
 
-class StatesHead(TrainedHead):
+class EagleHead(TrainedHead):
     """Decoder layers of its own, a norm and a projection, fed with the target's states.
 
     Make one with `fresh` or `load`.
@@ -48,7 +48,7 @@ class StatesHead(TrainedHead):
         depths: numbers of layers of the model after which it reads hidden states, rising.
     """
 
-    card_schema = StatesHeadCard
+    card_schema = EagleHeadCard
 
     def __init__(self, core: PreTrainedModel, fingerprint: Fingerprint, depths: Sequence[int], **sizes: Any) -> None:
         """A states head without weights, on the meta device; see `fresh` and `load`."""
@@ -129,7 +129,7 @@ class StatesHead(TrainedHead):
         return made._start(core, ids, {}, fuse__weight=fuse, embed__weight=same)
 
     @classmethod
-    def _of_card(cls, core: PreTrainedModel, card: StatesHeadCard, fingerprint: Fingerprint) -> Self:
+    def _of_card(cls, core: PreTrainedModel, card: EagleHeadCard, fingerprint: Fingerprint) -> Self:
         _check(card.depths, fingerprint, card.extra_layers)
         sizes = {
             "num_layers": card.extra_layers,
@@ -138,8 +138,8 @@ class StatesHead(TrainedHead):
         }
         return cls(core, fingerprint, card.depths, **sizes)
 
-    def _card(self, **common: Any) -> StatesHeadCard:
-        return StatesHeadCard(depths=list(self.depths), **common)
+    def _card(self, **common: Any) -> EagleHeadCard:
+        return EagleHeadCard(depths=list(self.depths), **common)
 
 
 def _normed(hidden: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.packing import is_hollow
-from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.cpu.packing import is_freed
+from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.families import family_of
 
 
-class OwnRows(nn.Module):
+class SharedRows(nn.Module):
     """The model's own rows of the LM head, with a trained change of low rank or none.
 
     logits = W x + B A x: W are the model's rows, which no file of a head repeats and no training changes; A and B are
@@ -49,10 +49,10 @@ class OwnRows(nn.Module):
 def head_rows(model: PreTrainedModel, ids: Tensor) -> nn.Linear | None:
     """Some rows of a model's LM head, (V',), int64; None while the model is packed: its engine's trunk has them."""
     head: Any = model.get_submodule(family_of(model.config).head)
-    return None if is_hollow(head.weight) else Trunk(model).head_rows(ids.to(head.weight.device))
+    return None if is_freed(head.weight) else ModelRunner(model).head_rows(ids.to(head.weight.device))
 
 
-def fresh_change(projection: OwnRows, like: Tensor) -> dict[str, Tensor]:
+def fresh_change(projection: SharedRows, like: Tensor) -> dict[str, Tensor]:
     """Weights of a change that is none yet, by name; always the same. `like` gives their type and device."""
     if projection.up is None or projection.down is None:
         return {}

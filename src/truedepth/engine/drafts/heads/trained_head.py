@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.packing import copy_norm, is_hollow
+from truedepth.engine.cpu.packing import copy_norm, is_freed
 from truedepth.engine.drafts.heads.draft_files import Card, read_draft_files, write_draft_files
 from truedepth.engine.drafts.heads.fingerprint import Fingerprint
-from truedepth.engine.drafts.heads.projection import OwnRows, fresh_change, head_rows
+from truedepth.engine.drafts.heads.projection import SharedRows, fresh_change, head_rows
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, end_ids_of
-from truedepth.engine.runner.model_runner import Trunk
+from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.errors import DraftError, UnsupportedModelError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import causal_lm, layer_class
@@ -85,12 +85,12 @@ class TrainedHead(nn.Module, ABC):
         width = fingerprint.hidden_size
         with torch.device("meta"):
             self.register_buffer("ids", torch.empty(draft_size, dtype=torch.int64))
-            # Of the last layer's attention type, as `Trunk.adopt` takes them.
+            # Of the last layer's attention type, as `ModelRunner.adopt` takes them.
             self.extra_layers = nn.ModuleList(kind(core.config, len(own) - 1) for _ in range(num_layers))
-            self.projection: nn.Linear | OwnRows = (
+            self.projection: nn.Linear | SharedRows = (
                 nn.Linear(width, draft_size, bias=head.bias is not None)
                 if rank is None
-                else OwnRows(width, draft_size, rank)
+                else SharedRows(width, draft_size, rank)
             )
         self.norm = copy_norm(core.get_submodule(family.final_norm))
         self.eval()
@@ -110,21 +110,21 @@ class TrainedHead(nn.Module, ABC):
         logits: Tensor = self.projection(self.norm(hidden))
         return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
 
-    def prepare(self, trunk: Trunk) -> None:
+    def prepare(self, runner: ModelRunner) -> None:
         """Make ready to draft.
 
         Raises:
             DraftError: the head was trained for another model.
         """
-        if difference := self._fingerprint.difference(Fingerprint.of(trunk.model)):
+        if difference := self._fingerprint.difference(Fingerprint.of(runner.model)):
             raise _other_model(self.model_name, difference)
-        if isinstance(self.projection, OwnRows) and not self.projection.rows:
-            self.projection.bind(trunk.head_rows(self.ids))
-        trunk.pack(self._products())
+        if isinstance(self.projection, SharedRows) and not self.projection.rows:
+            self.projection.bind(runner.head_rows(self.ids))
+        runner.pack(self._products())
 
     def _products(self) -> list[nn.Module]:
         """What is to be packed besides the layers."""
-        rows = self.projection.rows if isinstance(self.projection, OwnRows) else []
+        rows = self.projection.rows if isinstance(self.projection, SharedRows) else []
         return [self.projection, *rows, self.norm]
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -138,7 +138,7 @@ class TrainedHead(nn.Module, ABC):
             OutputError: the files cannot be written.
         """
         state: dict[str, Tensor] = self.state_dict()
-        if any(is_hollow(weight) for weight in (*state.values(), *(part.weight for part in self._linears()))):
+        if any(is_freed(weight) for weight in (*state.values(), *(part.weight for part in self._linears()))):
             raise DraftError("the head is packed for decoding; close its Engine before saving it")
         _require_finite(state, "the head")
         if dtype is not None:
@@ -231,7 +231,7 @@ class TrainedHead(nn.Module, ABC):
         if rows is None:
             raise UnsupportedModelError("the model is packed for decoding; close its Engine before making a head")
         found = (
-            fresh_change(self.projection, rows.weight) if isinstance(self.projection, OwnRows) else rows.state_dict()
+            fresh_change(self.projection, rows.weight) if isinstance(self.projection, SharedRows) else rows.state_dict()
         )
         return {"ids": ids, **{f"projection.{name}": value for name, value in found.items()}}
 
@@ -242,7 +242,7 @@ class TrainedHead(nn.Module, ABC):
             for name, value in state.items()
         }
         self.load_state_dict(placed, assign=True)
-        if isinstance(self.projection, OwnRows) and (rows := head_rows(core, self.ids)) is not None:
+        if isinstance(self.projection, SharedRows) and (rows := head_rows(core, self.ids)) is not None:
             self.projection.bind(rows)
 
 
