@@ -14,7 +14,7 @@ from torch import nn
 from truedepth.errors import UnsupportedModelError, UsageError
 from truedepth.families import family_of
 from truedepth.models.loading.quiet import quiet_transformers
-from truedepth.training.recipe import Settings
+from truedepth.records.recipe import Settings
 
 
 class Lora(Settings):

@@ -20,6 +20,7 @@ from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.models.record import ModelRecord
 from truedepth.records.files import prepare_output, write_atomic
 from truedepth.records.progress import Progress, silent
+from truedepth.records.recipe import RECIPE_FILE
 from truedepth.records.version import VERSION
 from truedepth.training.arguments import training_arguments
 from truedepth.training.data.rows import Tokens
@@ -36,7 +37,6 @@ from truedepth.training.trainer.trainer import DepthTrainer
 
 RecipeT = TypeVar("RecipeT", bound=TrainingRecipe)
 
-RECIPE_FILE = "recipe.yaml"
 TENSORBOARD_FOLDER = "tensorboard"
 MODEL_FOLDER = "model"
 

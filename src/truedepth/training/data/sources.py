@@ -12,20 +12,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from truedepth.errors import TextError
 from truedepth.evaluation.texts import read_text_file
 from truedepth.records.messages import one_line
+from truedepth.records.recipe import Settings
 
 JSON_LINES = (".jsonl", ".ndjson")
 """How the names of files end that hold one JSON object a line."""
 
 
-class DataSource(BaseModel):
+class DataSource(Settings):
     """Where items come from, and what they are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str | None = Field(
         default=None, description="a text file, a .jsonl file, or a pattern such as code/**/*.py for many of them"

@@ -27,12 +27,13 @@ from truedepth.families import family_of
 from truedepth.models.loading.load import LoadedModel
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
+from truedepth.records.recipe import Settings
 from truedepth.training.data.rows import IGNORED
 from truedepth.training.heads.loss import HeadDistillation
 from truedepth.training.heads.rows import HeadRows
 from truedepth.training.heads.states import NOTHING, States, make_states
 from truedepth.training.heads.text import HeadText, read_passages
-from truedepth.training.recipe import Settings, TrainingRecipe
+from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training
 from truedepth.training.trainer.figures import place_name

@@ -8,21 +8,20 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from truedepth.engine.generation import encode_prompt
 from truedepth.errors import TextError
 from truedepth.evaluation.texts import special_start
 from truedepth.records.progress import Progress, silent
+from truedepth.records.recipe import Settings
 from truedepth.training.data.sources import DataSource, Document, read_items
 from truedepth.training.data.tokenized import tokenize
 
 
-class Prompts(BaseModel):
+class Prompts(Settings):
     """Text that the model goes on with, greedily."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: DataSource = Field(description="of format text: each item is a prompt, or text whose parts are prompts")
     chat: bool = Field(default=True, description="each item is a user's message; otherwise its parts are prompts")
@@ -30,10 +29,8 @@ class Prompts(BaseModel):
     new_tokens: int = Field(default=192, ge=2, description="the most that the model writes after each")
 
 
-class HeadText(BaseModel):
+class HeadText(Settings):
     """Where the states come from. A head drafts best what is like the text that it learnt from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: tuple[DataSource, ...] = Field(default=(), description="text that is read as it is")
     answer: tuple[Prompts, ...] = Field(default=(), description="prompts that the model answers")

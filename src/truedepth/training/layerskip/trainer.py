@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 from truedepth.errors import UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import causal_lm
+from truedepth.records.recipe import Settings
 from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.exit_loss import ExitObjective, training_exits
 from truedepth.training.layerskip.exit_weights import exit_scales, exit_weights, gradual, rotational
@@ -30,10 +31,8 @@ from truedepth.training.trainer.figures import exit_name
 from truedepth.training.trainer.trainer import DepthTrainer
 
 
-class LayerSkipSettings(BaseModel):
+class LayerSkipSettings(Settings):
     """What LayerSkip's training has besides those of any training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     p_max: float = Field(default=0.1, ge=0, lt=1, description="probability that a sample skips the last layer")
     dropout_over_time: Literal["constant", "rising"] = Field(

@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from truedepth.families import Family
 from truedepth.plan import DepthPlan
+from truedepth.records.recipe import Settings
 from truedepth.training.data.rows import IGNORED
 from truedepth.training.hooks.head_loss import SharedHead, summed_losses
-from truedepth.training.recipe import Settings
 from truedepth.training.recovery.changes import changed_layers
 from truedepth.training.recovery.teacher import Teacher
 

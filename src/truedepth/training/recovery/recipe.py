@@ -13,8 +13,9 @@ from truedepth.families import family_of
 from truedepth.methods.plan_text import PLAN_WORDS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
+from truedepth.records.recipe import Settings
 from truedepth.training.adapters import Lora, add_lora, merged
-from truedepth.training.recipe import Settings, TrainingRecipe
+from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.recovery.changes import bake_merges, changed_layers
 from truedepth.training.recovery.objective import Objective
 from truedepth.training.recovery.trainer import RecoveryTrainer
