@@ -56,7 +56,9 @@ class Data(Settings):
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse", description="what to do with conversations and responses longer than a row"
     )
-    learn: Literal["all", "last"] = Field(default="all", description="which of the responses of a conversation")
+    responses: Literal["all", "last"] = Field(
+        default="all", description="of a conversation, which of the responses are trained on"
+    )
 
 
 class Logging(Settings):
@@ -83,7 +85,7 @@ class TrainingRecipe(BaseRecipe):
     micro_batch: int | None = Field(
         default=None, ge=1, description="rows that a rank takes at once; by default its whole share of the batch"
     )
-    rate: float = Field(default=3e-5, gt=0, description="learning rate after the warm-up")
+    learning_rate: float = Field(default=3e-5, gt=0, description="learning rate after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="how the learning rate falls after the warm-up: not, or to 0"
     )

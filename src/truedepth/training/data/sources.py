@@ -73,7 +73,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text, every token of which is learnt. It may be cut."""
+    """Text, every token of which is trained on. It may be cut."""
 
     where: Where
     text: str
@@ -81,7 +81,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A prompt, and the response that is learnt. Never cut."""
+    """A prompt, and the response that is trained on. Never cut."""
 
     where: Where
     prompt: str
@@ -90,7 +90,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with a `role` and a `content` each, of which the assistant's are learnt. Never cut."""
+    """Messages with a `role` and a `content` each, of which the assistant's are trained on. Never cut."""
 
     where: Where
     messages: tuple[dict[str, Any], ...]
@@ -205,7 +205,7 @@ def _messages(where: Where, fields: Mapping[str, Any], name: str) -> tuple[dict[
     for index, message in enumerate(messages):
         _check_message(where, f"message {index + 1} of '{name}'", message)
     if not any(message["role"] == "assistant" for message in messages):
-        raise TextError(f"{where}: no message of '{name}' has the role assistant, so there is nothing to learn")
+        raise TextError(f"{where}: no message of '{name}' has the role assistant, so there is nothing to train on")
     return tuple(dict(message) for message in messages)
 
 

@@ -36,7 +36,7 @@ from truedepth.training.heads.text import HeadText, read_passages
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training
-from truedepth.training.trainer.figures import place_name
+from truedepth.training.trainer.figures import position_name
 from truedepth.training.trainer.trainer import DepthTrainer
 
 HEAD_FOLDER = "head"
@@ -45,8 +45,8 @@ STATES_FOLDER = "states"
 FILE_DTYPE = torch.bfloat16
 """Of a finished head's weights. What it drafts is verified, so a smaller file is worth more than its last digits."""
 
-JUDGED_PLACES = 6
-"""Drafted places at which the finished head's agreement is measured."""
+JUDGED_POSITIONS = 6
+"""Drafted positions at which the finished head's agreement is measured."""
 
 
 class _Shape(Settings):
@@ -102,7 +102,7 @@ class ExitShape(_Shape):
 
 
 class HeadData(Settings):
-    """The text whose states a head learns from, and those that it is judged by."""
+    """The text whose states a head is trained on, and those that it is judged by."""
 
     train: HeadText
     held_out: dict[str, HeadText] = Field(default={}, description="by what the card will call them")
@@ -123,13 +123,15 @@ class ExitHeadRecipe(TrainingRecipe):
     """The settings of `truedepth train exit-head`."""
 
     kind: Literal["exit-head"] = "exit-head"
-    data: HeadData  # type: ignore[assignment]  # states in place of tokens
+    data: HeadData  # type: ignore[assignment]  # states instead of tokens
     head: Annotated[EagleShape | ExitShape, Field(discriminator="kind")]
     states: EagleSettings = EagleSettings()
-    places: int = Field(default=3, ge=1, description="drafted places that a states head learns; an exit head needs one")
-    keep: float = Field(default=0.5, gt=0, le=1, description="share of the drafts that go on to each further place")
-    decay: float = Field(default=0.8, gt=0, le=1, description="what each place counts of the one before")
-    rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
+    positions: int = Field(
+        default=3, ge=1, description="drafted positions that an EAGLE head is trained at; an exit head needs one"
+    )
+    keep: float = Field(default=0.5, gt=0, le=1, description="share of the drafts that go on to each further position")
+    decay: float = Field(default=0.8, gt=0, le=1, description="what each position counts of the one before")
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
     batch: int = Field(default=2, ge=1, description="rows of a step")
 
 
@@ -137,7 +139,7 @@ class ExitHeadTrainer(DepthTrainer):
     """Distils a model into a head; see `HeadDistillation`.
 
     Args:
-        decay: what each place counts of the one before.
+        decay: what each position counts of the one before.
     """
 
     def __init__(self, distillation: HeadDistillation, *others: Any, decay: float, **options: Any) -> None:
@@ -147,14 +149,14 @@ class ExitHeadTrainer(DepthTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The sum of the places' mean losses, each counting `decay` times what the one before counts."""
+        """The sum of the positions' mean losses, each counting `decay` times what the one before counts."""
         tokens = (inputs["labels"] != IGNORED).sum().clamp(min=1)
         total = torch.zeros((), device=inputs["labels"].device)
-        for place, (loss, right) in enumerate(model(draw=self._draw(), **inputs)):
+        for index, (loss, right) in enumerate(model(draw=self._draw(), **inputs)):
             mean = self.per_token(loss, num_items_in_batch, tokens)
-            total = total + self._decay**place * mean
-            self.extra_losses[place_name("loss", place + 1)] = mean.detach()
-            self.extra_losses[place_name("agreement", place + 1)] = self.per_token(right, num_items_in_batch, tokens)
+            total = total + self._decay**index * mean
+            self.extra_losses[position_name("loss", index + 1)] = mean.detach()
+            self.extra_losses[position_name("agreement", index + 1)] = self.per_token(right, num_items_in_batch, tokens)
         return (total, {}) if return_outputs else total
 
     def _draw(self) -> int:
@@ -180,7 +182,7 @@ class ExitHeadKind:
             states, held_out = states_of(recipe, loaded, training.folder, training.progress)
         head = recipe.head.fresh(loaded, draft_vocabulary(loaded, states, recipe.head.vocabulary))
         head.text = f"{len(states)} tokens of {' and '.join(recipe.data.train.sources)}"
-        places = recipe.places if isinstance(head, EagleHead) else 1
+        positions = recipe.positions if isinstance(head, EagleHead) else 1
         judged = States(tuple(part for some in held_out.values() for part in some.parts))
         sources = [source for text in recipe.data.held_out.values() for source in text.sources]
         options = {
@@ -190,7 +192,9 @@ class ExitHeadKind:
             "data_collator": default_collate,
             "processing_class": None,
         }
-        return ExitHeadTrainer(HeadDistillation(head, loaded.model, places, recipe.keep), decay=recipe.decay, **options)
+        return ExitHeadTrainer(
+            HeadDistillation(head, loaded.model, positions, recipe.keep), decay=recipe.decay, **options
+        )
 
     def product(self, training: Training[ExitHeadRecipe], trainer: DepthTrainer) -> ProductRecord:
         """Measure the head on each held-out text, and write it."""
@@ -202,16 +206,19 @@ class ExitHeadKind:
         if training.is_first:
             _round(head)  # before it is measured
             _, held_out = states_of(recipe, loaded, training.folder, training.progress)
+            distillation.eval()
             head.agreement = {
-                name: distillation.eval().agreement(DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_PLACES)
+                name: distillation.eval().agreement(
+                    DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_POSITIONS
+                )
                 for name, states in held_out.items()
             }
             head.save(folder, FILE_DTYPE)
             figures = {f"coverage of {name}": coverage(head, states) for name, states in held_out.items()}
         figures |= {
-            f"agreement on {name}, place {place}": share
+            f"agreement on {name}, position {position}": share
             for name, shares in head.agreement.items()
-            for place, share in enumerate(shares, 1)
+            for position, share in enumerate(shares, 1)
         }
         command = f"truedepth generate {loaded.name} --head {folder} --prompt 'Why is the sky blue?' --stats"
         return ProductRecord(

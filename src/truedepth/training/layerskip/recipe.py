@@ -20,7 +20,7 @@ class LayerSkipRecipe(TrainingRecipe):
 
     kind: Literal["layerskip"] = "layerskip"
     layerskip: LayerSkipSettings = LayerSkipSettings()
-    lora: Lora | None = Field(default=None, description="train adapters on all layers in place of the weights")
+    lora: Lora | None = Field(default=None, description="train adapters on all layers instead of the weights")
 
 
 class _LayerSkip:

@@ -39,13 +39,13 @@ class Recover(Settings):
         description="what is trained: 'changed', the layers that run otherwise than before; 'all', the whole model "
         "with embedding and head; or layers such as '12-27 29'",
     )
-    lora: Lora | None = Field(default=None, description="train adapters on these layers in place of their weights")
+    lora: Lora | None = Field(default=None, description="train adapters on these layers instead of their weights")
     objective: Objective = Objective()
     prompt_tokens: int = Field(
         default=0,
         ge=0,
         description="with prefill 'full': of rows whose prompt is shorter (documents have none), this many tokens are "
-        "read by every layer, and not learnt",
+        "read by every layer, and not trained on",
     )
 
 

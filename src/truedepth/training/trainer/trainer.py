@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 
 from truedepth.errors import TrainingError
 from truedepth.models.loading.quiet import quiet_transformers
-from truedepth.training.data.rows import Tokens
+from truedepth.training.data.rows import TokenRows
 from truedepth.training.trainer.checkpoints import (
     aside_folder,
     checkpoint_folder,
@@ -43,7 +43,7 @@ NOT_FOR_MODELS = ("row", "response_start")
 class DepthTrainer(Trainer):
     """A `transformers.Trainer` whose subclasses only say what the loss is.
 
-    A subclass overrides `compute_loss`. It gets rows as `Tokens` describes them, without `row`; it divides sums over
+    A subclass overrides `compute_loss`. It gets rows as `TokenRows` describes them, without `row`; it divides sums over
     tokens by `per_token`, and puts figures of the same kind into `extra_losses`. It calls the model that it is given,
     not only modules within: by that call ranks exchange gradients. Whatever it draws at random it draws
     from a generator seeded by `args.seed`, `state.global_step` and `micro_batch` (and the rank, where ranks are to
@@ -62,7 +62,7 @@ class DepthTrainer(Trainer):
     Args:
         model, args: as `Trainer` takes them. `args` is copied, and in the copy rows keep all their fields and the
             loss is logged as it is.
-        train_dataset, eval_dataset: `Tokens`, or others together with their `data_collator`.
+        train_dataset, eval_dataset: `TokenRows`, or others together with their `data_collator`.
         on_snapshot: called after each step, each log and each evaluation, on the first rank only.
 
     Attributes:
@@ -85,7 +85,7 @@ class DepthTrainer(Trainer):
         on_snapshot: Callable[[Snapshot], None] = lambda snapshot: None,
         **options: Any,
     ) -> None:
-        if isinstance(train_dataset, Tokens):
+        if isinstance(train_dataset, TokenRows):
             options.setdefault("data_collator", train_dataset.collate)
         args = copy.copy(args)
         args.remove_unused_columns = False
@@ -126,13 +126,13 @@ class DepthTrainer(Trainer):
             self._is_prepared = False
 
     def per_token(self, total: Tensor, num_items_in_batch: Tensor | int | None, tokens: Tensor | int) -> Tensor:
-        """What a sum over this micro-batch's learnt tokens adds to the mean over all tokens of the step.
+        """What a sum over this micro-batch's tokens adds to the mean over all tokens of the step.
 
         Args:
             total: the sum.
-            num_items_in_batch: what `compute_loss` was given: learnt tokens of the step, over all its micro-batches
+            num_items_in_batch: what `compute_loss` was given: labels of the step, over all its micro-batches
                 and ranks.
-            tokens: learnt tokens of this micro-batch. They count where `num_items_in_batch` is None, which it is where
+            tokens: those of this micro-batch. They count where `num_items_in_batch` is None, which it is where
                 rows have no `labels`: micro-batches then all weigh the same.
         """
         if num_items_in_batch is None:
@@ -222,7 +222,7 @@ class DepthTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The language-model loss: the mean cross-entropy over learnt tokens of the whole step."""
+        """The language-model loss: the mean cross-entropy over the labels of the whole step."""
         own = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
         return super().compute_loss(model, own, return_outputs, num_items_in_batch)
 
@@ -240,10 +240,10 @@ class DepthTrainer(Trainer):
             raise TrainingError(self._not_a_number(f"gradient is {float(norm)}", "", self._step_rows))
         return None if norm is None else float(norm)
 
-    def _not_a_number(self, finding: str, place: str, rows: Sequence[Tensor | None]) -> str:
+    def _not_a_number(self, finding: str, within: str, rows: Sequence[Tensor | None]) -> str:
         last = last_checkpoint(self._folder)
         return (
-            f"the {finding} in step {self.state.global_step + 1}{place}{self._where(rows)}; lower the learning rate, "
+            f"the {finding} in step {self.state.global_step + 1}{within}{self._where(rows)}; lower the learning rate, "
             "lengthen the warm-up, or look at these items. "
             f"{f'The last checkpoint, {last}, is as it was.' if last else 'There is no checkpoint yet.'}"
         )
@@ -251,14 +251,14 @@ class DepthTrainer(Trainer):
     def _where(self, rows: Sequence[Tensor | None]) -> str:
         """Where the items of micro-batches came from, where that is known."""
         dataset = self.train_dataset
-        if not isinstance(dataset, Tokens):
+        if not isinstance(dataset, TokenRows):
             return ""
-        places = [dataset.where(row) for part in rows if part is not None for row in part.tolist()]
-        return f", made of {' | '.join(places)}" if places else ""
+        sources = [dataset.where(row) for part in rows if part is not None for row in part.tolist()]
+        return f", made of {' | '.join(sources)}" if sources else ""
 
     def _count(self, rows: Tensor | None, inputs: Mapping[str, Any]) -> int:
         """Tokens of a micro-batch, filling left out where it is known."""
-        if rows is not None and isinstance(self.train_dataset, Tokens):
+        if rows is not None and isinstance(self.train_dataset, TokenRows):
             return int(self.train_dataset.lengths[rows.cpu()].sum())
         ids = inputs.get("input_ids")
         return ids.numel() if isinstance(ids, Tensor) else 0
