@@ -1,6 +1,7 @@
 """The text that a training reads, item by item: text files, JSON lines, and Hugging Face datasets.
 
-Every item knows where it came from, so that what is wrong with one is said by file and line.
+Every item knows where it came from, so that what is wrong with one is said by file and line. JSON lines are therefore
+read here and not by `datasets`, which knows no lines, and fills up fields that are missing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from truedepth.errors import TextError
 from truedepth.evaluation.texts import read_text_file
 from truedepth.records.messages import one_line
 from truedepth.records.recipe import Settings
+from truedepth.training.data.hub_data import load_split
 
 JSON_LINES = (".jsonl", ".ndjson")
 """How the names of files end that hold one JSON object a line."""
@@ -112,12 +114,12 @@ def read_items(source: DataSource) -> Iterator[Item]:
 
 
 def _records(source: DataSource) -> Iterator[tuple[Where, Mapping[str, Any]]]:
-    if source.file is None:
-        from truedepth.training.data.hub_data import dataset_rows
-
-        yield from dataset_rows(source)
+    if source.dataset is not None:
+        name = f"dataset {source.dataset}, split {source.split}"
+        for number, row in enumerate(load_split(source.dataset, source.subset, source.split)):
+            yield Where(name, "row", number), row
         return
-    for path in _files(source.file):
+    for path in _files(str(source.file)):
         if path.suffix.lower() in JSON_LINES:
             yield from _json_lines(path)
         elif source.format != "text":
