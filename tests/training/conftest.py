@@ -88,7 +88,7 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
     from transformers import TrainingArguments
 
     from truedepth.training.data.rows import TokenRows
-    from truedepth.training.trainer.trainer import DepthTrainer
+    from truedepth.training.trainer.depth_trainer import DepthTrainer
 
     def make(
         name: str = "run",

@@ -18,7 +18,8 @@ from truedepth.engine.drafts.heads.draft_head import load_head
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import OutputError, TrainingError, UsageError
-from truedepth.training.heads.recipe import KIND, ExitHeadRecipe, ExitHeadTrainer
+from truedepth.training.heads.recipe import KIND, ExitHeadRecipe
+from truedepth.training.heads.trainer import ExitHeadTrainer
 from truedepth.training.run import train
 from truedepth.training.trainer.pace import Snapshot
 

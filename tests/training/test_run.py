@@ -198,7 +198,7 @@ class TestRun:
 
         with monkeypatch.context() as patch:
             patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
-            patch.setattr("truedepth.training.trainer.trainer.DepthTrainer._save_checkpoint", lambda *_: None)
+            patch.setattr("truedepth.training.trainer.depth_trainer.DepthTrainer._save_checkpoint", lambda *_: None)
             with pytest.raises(OutputError, match=r"cannot write .*model: the disk is full"):
                 train(plain_kind, recipe, tmp_path / "run")
         assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / ".model.part").exists()

@@ -18,8 +18,8 @@ from torch.nn.functional import cross_entropy
 from truedepth.errors import OutputError, TextError, TrainingError
 from truedepth.training.data.rows import IGNORED, TokenRows
 from truedepth.training.trainer.checkpoints import last_checkpoint
+from truedepth.training.trainer.depth_trainer import DepthTrainer, Snapshot
 from truedepth.training.trainer.figures import FIGURES_FILE, Figures, exit_name, exit_of, read_figures
-from truedepth.training.trainer.trainer import DepthTrainer, Snapshot
 
 Start = Callable[..., DepthTrainer]
 

@@ -31,9 +31,9 @@ from truedepth.training.precision import warn_of_slow_precision
 from truedepth.training.recipe import Data, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
 from truedepth.training.trainer.checkpoints import last_checkpoint, named_failures, step_of
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.figures import FIGURES_FILE, read_figures
 from truedepth.training.trainer.pace import Snapshot
-from truedepth.training.trainer.trainer import DepthTrainer
 
 RecipeT = TypeVar("RecipeT", bound=TrainingRecipe)
 

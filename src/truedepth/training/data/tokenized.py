@@ -1,7 +1,7 @@
 """Items as tokens, made once and kept in a cache.
 
-`datasets` could keep them too, but it knows a source by its settings and not by its text, so the key would still be made
-here, and its lists of lists would still have to become tensors.
+`datasets` could keep them too, but it knows a source by its settings and not by its text, so the key would still be
+made here, and its lists of lists would still have to become tensors: no fewer lines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training a head that makes a frozen model draft for itself: from its own states, by its own distribution.
 
-The model's states of some text are made once and kept (`exit_head_states`); the head is distilled on them
-(`exit_head_loss`), as an exit head after the first layers, or as a states head in the manner of EAGLE-3.
+The model's states of some text are made once and kept (`states`); the head is distilled on them (`trainer`), as an exit
+head after the first layers, or in the manner of EAGLE-3.
 """
 
 from __future__ import annotations
@@ -23,21 +23,19 @@ from truedepth.engine.drafts.heads.vocabulary import (
     most_frequent,
     vocabulary_size_of,
 )
-from truedepth.families import family_of
 from truedepth.models.loading.load import LoadedModel
-from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
 from truedepth.records.recipe import Settings
-from truedepth.training.data.rows import IGNORED
 from truedepth.training.heads.loss import HeadDistillation
 from truedepth.training.heads.rows import HeadRows
+from truedepth.training.heads.shapes import EagleShape, ExitShape, num_layers_of
 from truedepth.training.heads.states import NOTHING, States, make_states
 from truedepth.training.heads.text import HeadText, read_passages
+from truedepth.training.heads.trainer import ExitHeadTrainer
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training
-from truedepth.training.trainer.figures import position_name
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 HEAD_FOLDER = "head"
 STATES_FOLDER = "states"
@@ -47,58 +45,6 @@ FILE_DTYPE = torch.bfloat16
 
 JUDGED_POSITIONS = 6
 """Drafted positions at which the finished head's agreement is measured."""
-
-
-class _Shape(Settings):
-    layers: int = Field(default=1, ge=0, description="decoder layers of its own")
-    vocabulary: int = Field(default=8192, ge=1, description="tokens that it can draft: the model's most frequent ones")
-    rank: int | None = Field(
-        default=0,
-        ge=0,
-        description="of a change to the model's own rows of the LM head, with which it projects; 0: the rows as they "
-        "are; null: rows of its own",
-    )
-
-
-class EagleShape(_Shape):
-    """A head that reads the target's states of the tokens verified."""
-
-    kind: Literal["states"]
-    depths: tuple[int, ...] | None = Field(
-        default=None, description="numbers of layers after which it reads states; by default a third, two thirds, all"
-    )
-
-    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> EagleHead:
-        return EagleHead.fresh(
-            loaded.model, self.read_at(loaded), num_layers=self.layers, vocabulary=vocabulary, rank=self.rank
-        )
-
-    def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
-        """The depths of the states that it needs."""
-        count = _num_layers(loaded)
-        return self.depths or tuple(sorted({max(1, count // 3), max(1, 2 * count // 3), count}))
-
-
-class ExitShape(_Shape):
-    """A head after the first layers of the model."""
-
-    kind: Literal["exit"]
-    exit: int = Field(ge=1, description="layers before it")
-    input_norm: bool = Field(default=True, description="put a norm before its layers")
-
-    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> ExitHead:
-        return ExitHead.fresh(
-            loaded.model,
-            DepthPlan.of_layers(range(self.exit), _num_layers(loaded)),
-            num_layers=self.layers,
-            vocabulary=vocabulary,
-            rank=self.rank,
-            input_norm=self.input_norm and self.layers > 0,
-        )
-
-    def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
-        """The depth of the states that it needs."""
-        return (self.exit,)
 
 
 class HeadData(Settings):
@@ -133,38 +79,6 @@ class ExitHeadRecipe(TrainingRecipe):
     decay: float = Field(default=0.8, gt=0, le=1, description="what each position counts of the one before")
     learning_rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
     batch: int = Field(default=2, ge=1, description="rows of a step")
-
-
-class ExitHeadTrainer(DepthTrainer):
-    """Distils a model into a head; see `HeadDistillation`.
-
-    Args:
-        decay: what each position counts of the one before.
-    """
-
-    def __init__(self, distillation: HeadDistillation, *others: Any, decay: float, **options: Any) -> None:
-        super().__init__(distillation, *others, **options)
-        self._decay = decay
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The sum of the positions' mean losses, each counting `decay` times what the one before counts."""
-        tokens = (inputs["labels"] != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=inputs["labels"].device)
-        for index, (loss, right) in enumerate(model(draw=self._draw(), **inputs)):
-            mean = self.per_token(loss, num_items_in_batch, tokens)
-            total = total + self._decay**index * mean
-            self.extra_losses[position_name("loss", index + 1)] = mean.detach()
-            self.extra_losses[position_name("agreement", index + 1)] = self.per_token(right, num_items_in_batch, tokens)
-        return (total, {}) if return_outputs else total
-
-    def _draw(self) -> int:
-        """The seed of one micro-batch's chance, on every rank another."""
-        draw = self.args.seed
-        for number in (self.state.global_step, self.micro_batch, self.args.process_index):
-            draw = (draw * 1_000_003 + number) % 2**62
-        return draw
 
 
 class ExitHeadKind:
@@ -233,7 +147,7 @@ class ExitHeadKind:
         states: States,
         sources: Sequence[str] = (),
     ) -> HeadRows:
-        return HeadRows(states, head, _num_layers(loaded), recipe.data.length, sources)
+        return HeadRows(states, head, num_layers_of(loaded), recipe.data.length, sources)
 
 
 KIND = ExitHeadKind()
@@ -287,7 +201,3 @@ def _round(head: torch.nn.Module) -> None:
 def _special(loaded: LoadedModel) -> set[int]:
     size = vocabulary_size_of(loaded.model)
     return {token for token in (*end_ids_of(loaded.model), *loaded.tokenizer.all_special_ids) if 0 <= token < size}
-
-
-def _num_layers(loaded: LoadedModel) -> int:
-    return len(family_of(loaded.model.config).decoder_layers(loaded.model))

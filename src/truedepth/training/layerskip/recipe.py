@@ -12,7 +12,7 @@ from truedepth.training.layerskip.trainer import LayerSkipSettings, LayerSkipTra
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import MODEL_FOLDER, Kind, Training, save_model
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class LayerSkipRecipe(TrainingRecipe):

@@ -27,8 +27,8 @@ from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.exit_loss import ExitObjective, training_exits
 from truedepth.training.layerskip.exit_weights import exit_scales, exit_weights, gradual, rotational
 from truedepth.training.layerskip.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.figures import exit_name
-from truedepth.training.trainer.trainer import DepthTrainer
 
 
 class LayerSkipSettings(Settings):
@@ -141,26 +141,18 @@ class LayerSkipTrainer(DepthTrainer):
             finally:
                 self._objective = None
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> tuple[Tensor, Any]:
         """The weighted loss of the step's exits; in evaluation, that of the last layer, and those watched beside it."""
-        with self.prepared():
-            objective = cast(ExitObjective, self._objective)
-            last = self._num_layers - 1
-            if model.training:
-                at = self.state.global_step, self.state.max_steps
-                objective.weights = self._settings.weights(self._num_layers, *at)
-                self._dropout.skips = self._skips(len(inputs["input_ids"]), *at)
-            else:
-                objective.weights = {**{layers - 1: 0.0 for layers in self.watched}, last: 1.0}
-            given = {**inputs, "use_cache": False, "logits_to_keep": 1}
-            result = super().compute_loss(model, given, return_outputs, num_items_in_batch)
-            self._note(objective, num_items_in_batch)
+        objective = cast(ExitObjective, self._objective)
+        last = self._num_layers - 1
+        if model.training:
+            at = self.state.global_step, self.state.max_steps
+            objective.weights = self._settings.weights(self._num_layers, *at)
+            self._dropout.skips = self._skips(len(inputs["input_ids"]), *at)
+        else:
+            objective.weights = {**{layers - 1: 0.0 for layers in self.watched}, last: 1.0}
+        result = super().loss_of(model, {**inputs, "use_cache": False, "logits_to_keep": 1}, num_items)
+        self._note(objective, num_items)
         return result
 
     def _skips(self, rows: int, step: int, total_steps: int) -> Any:

@@ -21,7 +21,7 @@ from truedepth.training.recovery.objective import Objective
 from truedepth.training.recovery.trainer import RecoveryTrainer
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import MODEL_FOLDER, Kind, Training, save_model
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class Recover(Settings):

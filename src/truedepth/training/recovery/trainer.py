@@ -23,7 +23,7 @@ from truedepth.training.hooks.hidden_states import Reading, reading
 from truedepth.training.recovery.objective import Objective, Recovery, RowStates, compared_layers
 from truedepth.training.recovery.teacher import Teacher
 from truedepth.training.recovery.two_passes import cut
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class RecoveryTrainer(DepthTrainer):
@@ -116,20 +116,13 @@ class RecoveryTrainer(DepthTrainer):
 
     # The loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> tuple[Tensor, Any]:
         """The loss under the step's plan; in evaluation, the mean over all plans."""
-        with self.prepared():
-            chosen = [self._drawn()] if model.training else range(len(self.plans))
-            results = [self._under(at, model, inputs, num_items_in_batch) for at in chosen]
+        chosen = [self._drawn()] if model.training else range(len(self.plans))
+        results = [self._under(at, model, inputs, num_items) for at in chosen]
         losses = [loss for loss, _ in results]
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        return (loss, results[0][1]) if return_outputs else loss
+        return loss, results[0][1]
 
     def _drawn(self) -> int:
         """Which plan the present step trains: the same on all ranks, and after a resume."""
@@ -210,7 +203,7 @@ class RecoveryTrainer(DepthTrainer):
         compared = list(compared_layers(plan)) if self._objective.hidden_states else []
         self._before = before
         with reading(core, self._family, compared) as self._read:
-            return super().compute_loss(model, {**inputs, "logits_to_keep": 1}, True, num_items)
+            return super().loss_of(model, {**inputs, "logits_to_keep": 1}, num_items)
 
     def _loss(self, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """Called inside of the model's forward."""

@@ -1,78 +1,59 @@
-"""The base of all our trainers: `transformers.Trainer` with a guard, whole checkpoints, exact resume, and figures."""
+"""The base of all our trainers: what they share in losses, figures, and the judging of held-out text."""
 
 from __future__ import annotations
 
-import copy
 import math
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers import TrainingArguments
 
 from truedepth.errors import TrainingError
-from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.training.data.rows import TokenRows
-from truedepth.training.trainer.checkpoints import (
-    aside_folder,
-    checkpoint_folder,
-    checkpoint_of,
-    last_checkpoint,
-    load_meter,
-    named_failures,
-    put_in_place,
-    save_meter,
-    step_of,
-)
-from truedepth.training.trainer.figures import FIGURES_FILE, Figures, FiguresFile, Meter
-from truedepth.training.trainer.interruption import Interruption
+from truedepth.training.trainer.checkpoints import last_checkpoint
+from truedepth.training.trainer.exact_trainer import ExactTrainer
+from truedepth.training.trainer.figures import FIGURES_FILE, Figures, FiguresFile
 from truedepth.training.trainer.pace import Pace, Snapshot
-from truedepth.training.trainer.row_order import EvenRows, WholeSteps
+from truedepth.training.trainer.row_order import EvenRows
 
 NOT_FOR_MODELS = ("row", "response_start")
 """What rows have besides a model's own arguments."""
 
 
-class DepthTrainer(Trainer):
+class DepthTrainer(ExactTrainer):
     """A `transformers.Trainer` whose subclasses only say what the loss is.
 
-    A subclass overrides `compute_loss`. It gets rows as `TokenRows` describes them, without `row`; it divides sums over
+    A subclass overrides `loss_of`. It gets rows as `TokenRows` describes them, without `row`; it divides sums over
     tokens by `per_token`, and puts figures of the same kind into `extra_losses`. It calls the model that it is given,
-    not only modules within: by that call ranks exchange gradients. Whatever it draws at random it draws
-    from a generator seeded by `args.seed`, `state.global_step` and `micro_batch` (and the rank, where ranks are to
-    differ), so that a resumed training draws the same without anything being stored.
+    not only modules within: by that call ranks exchange gradients. Whatever it draws at random it draws from a
+    generator seeded by `args.seed`, `state.global_step` and `micro_batch` (and the rank, where ranks are to differ), so
+    that a resumed training draws the same without anything being stored.
 
-    What it adds to `Trainer`:
+    What it adds to `ExactTrainer`:
 
     - A loss or gradient that is not a number ends the training with `TrainingError`, which names the step and the
       items; the model is not changed by it, and no checkpoint is written.
-    - A checkpoint is written aside and renamed when it is whole. Where that fails, the one before is still there.
-    - Ctrl-C or SIGTERM ends it after the step, with a checkpoint; `train` then raises KeyboardInterrupt.
     - `training.jsonl` gets all figures that are logged. A resumed training goes on with them: on the CPU its losses
       equal those of one that was never interrupted, bit for bit.
     - Held-out loss and figures are means over tokens, however rows fall into batches and ranks.
 
     Args:
-        model, args: as `Trainer` takes them. `args` is copied, and in the copy rows keep all their fields and the
-            loss is logged as it is.
+        model, args, options: see `ExactTrainer`.
         train_dataset, eval_dataset: `TokenRows`, or others together with their `data_collator`.
         on_snapshot: called after each step, each log and each evaluation, on the first rank only.
 
     Attributes:
-        extra_losses: filled by `compute_loss`: figures of this micro-batch, by the names that are logged; those of an
+        extra_losses: filled by `loss_of`: figures of this micro-batch, by the names that are logged; those of an
             exit are named by `exit_name`. Like the loss, they add up over the micro-batches of a step and are averaged
             over ranks: divide sums over tokens by `per_token`.
         micro_batch: the number of the present micro-batch in its step, from 0.
     """
 
-    # compute_loss divides by the tokens of the whole step, so that micro-batches add up.
+    # `loss_of` divides by the tokens of the whole step, so that micro-batches add up.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -87,111 +68,38 @@ class DepthTrainer(Trainer):
     ) -> None:
         if isinstance(train_dataset, TokenRows):
             options.setdefault("data_collator", train_dataset.collate)
-        args = copy.copy(args)
-        args.remove_unused_columns = False
-        args.logging_nan_inf_filter = False
-        args.disable_tqdm = True
-        config: Any = getattr(model, "config", None)
-        self._use_cache = getattr(config, "use_cache", None)
-        super().__init__(model, args, train_dataset=train_dataset, eval_dataset=eval_dataset, **options)
-        self.remove_callback(PrinterCallback)
-        self.add_callback(_Steps(self))
+        super().__init__(model, args, train_dataset, eval_dataset=eval_dataset, **options)
         self.model_accepts_loss_kwargs = True
         self.extra_losses: dict[str, Tensor | float] = {}
         self.micro_batch = 0
         self._step_rows: list[Tensor | None] = []
         self._on_snapshot = on_snapshot
-        self._folder = Path(str(args.output_dir))
-        self._aside: Path | None = None
-        self._meter, self._pace, self._interruption = Meter(), Pace(), Interruption()
+        self._pace = Pace()
         self._file: FiguresFile | None = None
         self._latest: dict[str, float] = {}
-        self._is_prepared = False
 
-    def preparation(self) -> AbstractContextManager[None]:
-        """What a subclass puts on the model for as long as it computes losses; nothing here."""
-        return nullcontext()
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """The model within `preparation`; nothing to do where it is there already."""
-        if self._is_prepared:
-            yield
-            return
-        self._is_prepared = True
-        try:
-            with self.preparation():
-                yield
-        finally:
-            self._is_prepared = False
-
-    def per_token(self, total: Tensor, num_items_in_batch: Tensor | int | None, tokens: Tensor | int) -> Tensor:
+    def per_token(self, total: Tensor, num_items: Tensor | int | None, tokens: Tensor | int) -> Tensor:
         """What a sum over this micro-batch's tokens adds to the mean over all tokens of the step.
 
         Args:
             total: the sum.
-            num_items_in_batch: what `compute_loss` was given: labels of the step, over all its micro-batches
-                and ranks.
-            tokens: those of this micro-batch. They count where `num_items_in_batch` is None, which it is where
-                rows have no `labels`: micro-batches then all weigh the same.
+            num_items: what `loss_of` was given: labels of the step, over all its micro-batches and ranks.
+            tokens: those of this micro-batch. They count where `num_items` is None, which it is where rows have no
+                `labels`: micro-batches then all weigh the same.
         """
-        if num_items_in_batch is None:
+        if num_items is None:
             model = cast(nn.Module, self.model)
             return total / tokens / (self.current_gradient_accumulation_steps if model.training else 1)
         # Gradients, and figures, are averaged over ranks.
         ranks = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total * ranks / num_items_in_batch
+        return total * ranks / num_items
 
     # Training
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> WholeSteps:
-        per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
-        rows = len(cast(Sized, train_dataset if train_dataset is not None else self.train_dataset))
-        self._sampler = WholeSteps(rows, per_step, self.args.seed)
-        return self._sampler
-
-    def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]  # passed on as they are
-        # accelerate tells a sampler its epoch, but not where several ranks resume within one.
-        self._sampler.epoch = options["epoch"]
-        parent: Any = super()
-        parent._run_epoch(**options)
-
-    def train(  # type: ignore[override]  # of transformers' further arguments, none fits our trainers
-        self, resume_from_checkpoint: str | bool | None = None
-    ) -> TrainOutput:
-        """Train, from the start or from a checkpoint.
-
-        Args:
-            resume_from_checkpoint: a checkpoint's folder, or True for the last one in `args.output_dir`.
-
-        Raises:
-            TrainingError: a loss or gradient that is not a number; a checkpoint that cannot be resumed from.
-            OutputError: a checkpoint or figures cannot be written.
-            KeyboardInterrupt: by Ctrl-C or SIGTERM, after a checkpoint was written.
-        """
-        checkpoint = checkpoint_of(self._folder, resume_from_checkpoint)
-        self._meter = load_meter(checkpoint) if checkpoint else Meter()
+    def begin_training(self, step: int) -> None:
+        """The figures of a resumed training go on after its checkpoint's."""
         self._pace = Pace()
-        set_seed(self.args.seed)  # again, since what was made after this trainer may have drawn numbers too
-        step = step_of(checkpoint) if checkpoint else 0
         self._file = FiguresFile(self._folder / FIGURES_FILE, step) if self.is_world_process_zero() else None
-        if checkpoint and (finished := self._finished(checkpoint)):
-            return finished
-        with self.prepared(), self._interruption, quiet_transformers():
-            output = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if self._interruption.asked:
-            raise KeyboardInterrupt
-        return output
-
-    def _finished(self, checkpoint: Path) -> TrainOutput | None:
-        """The end of a training whose last checkpoint has all steps: transformers would make one more."""
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        if state.global_step < state.max_steps:
-            return None
-        parent: Any = super()
-        parent._load_from_checkpoint(str(checkpoint))
-        self.state = state
-        return TrainOutput(state.global_step, math.nan, {})
 
     @property
     def trained_parameters(self) -> int:
@@ -222,9 +130,21 @@ class DepthTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The language-model loss: the mean cross-entropy over the labels of the whole step."""
+        """What transformers asks for; see `loss_of`."""
+        with self.prepared():
+            loss, outputs = self.loss_of(model, inputs, num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> tuple[Tensor, Any]:
+        """The loss of a micro-batch, and what the model put out; here the mean cross-entropy over labels.
+
+        Args:
+            inputs: a batch of rows.
+            num_items: how many labels the step has; see `per_token`.
+        """
         own = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
-        return super().compute_loss(model, own, return_outputs, num_items_in_batch)
+        result: tuple[Tensor, Any] = super().compute_loss(model, own, True, num_items)
+        return result
 
     def compute_loss_context_manager(self) -> ExitStack:
         """Mixed precision for all of `compute_loss`; accelerate gives it to the model's own forward only."""
@@ -264,29 +184,22 @@ class DepthTrainer(Trainer):
         return ids.numel() if isinstance(ids, Tensor) else 0
 
     def begin_step(self) -> None:
-        """Called by the loop before each step."""
+        """Called before each step."""
         self.micro_batch, self._step_rows = 0, []
         self._pace.begin_step()
 
     def end_step(self) -> bool:
-        """Called by the loop after each step; whether the training is to end here."""
-        self._meter.end_step()
-        ranks = self.accelerator.num_processes
+        """Called after each step; whether the training is to end here."""
         self._pace.end_step()
         self._show()
-        if ranks == 1:
-            return self._interruption.asked
-        asked = torch.tensor(float(self._interruption.asked), device=self.accelerator.device)
-        asked = self.accelerator.reduce(asked)
-        self._interruption.asked = bool(asked > 0)  # all ranks stop after the same step
-        return self._interruption.asked
+        return super().end_step()
 
     # Figures
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log figures: to `training.jsonl`, the callbacks and the display."""
         if "loss" in logs:
-            means = self._over_ranks(self._meter.means())
+            means = self.over_ranks(self._meter.means())
             tokens_per_second = self._pace.tokens_per_second * self.accelerator.num_processes
             logs = {**logs, **means, "tokens_per_second": tokens_per_second}
             self._meter.reset()
@@ -299,14 +212,6 @@ class DepthTrainer(Trainer):
             seconds = self._file.seconds + self._pace.seconds
             self._file.write(Figures(self.state.global_step, epoch, seconds, logs))
         self._show()
-
-    def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        """The mean of each figure over all ranks, which have the same figures."""
-        if self.accelerator.num_processes == 1 or not values:
-            return values
-        own = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
-        means: Tensor = self.accelerator.reduce(own, reduction="mean")
-        return dict(zip(values, means.tolist(), strict=True))
 
     def _show(self) -> None:
         if not self.is_world_process_zero():
@@ -361,57 +266,4 @@ class DepthTrainer(Trainer):
             for name, value in {"loss": loss, **self.extra_losses}.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * weight
             tokens += weight
-        return self._over_ranks({name: total / tokens for name, total in sums.items()})
-
-    # Checkpoints
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._aside) if self._aside else super()._get_output_dir(trial)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self._use_cache is None:
-            super()._save(output_dir, state_dict)
-            return
-        config: Any = cast(nn.Module, self.model).config
-        # While it trains, a model keeps no cache; whoever generates with what is saved wants one.
-        training, config.use_cache = config.use_cache, self._use_cache
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            config.use_cache = training
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step = self.state.global_step
-        aside = aside_folder(self._folder, step)
-        means = self._over_ranks(self._meter.sums)
-        first = self.is_world_process_zero()
-        if first:
-            shutil.rmtree(aside, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        with named_failures(aside, checkpoint_folder(self._folder, step), self._folder):
-            self._aside = aside
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._aside = None
-            self.accelerator.wait_for_everyone()
-            if first:
-                save_meter(Meter(means, self._meter.steps), checkpoint_folder(aside, step))
-                put_in_place(aside, self._folder, step, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
-
-
-class _Steps(TrainerCallback):
-    """Tells a trainer of its steps, and the loop to end when the trainer is asked to."""
-
-    def __init__(self, trainer: DepthTrainer) -> None:
-        self._trainer = trainer
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._trainer.begin_step()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self._trainer.end_step():
-            control.should_save = True
-            control.should_training_stop = True
-        return control
+        return self.over_ranks({name: total / tokens for name, total in sums.items()})
