@@ -4,8 +4,8 @@
 
 DATA holds `arc_easy.jsonl`, `arc_challenge.jsonl`, `openbookqa.jsonl`, `piqa.jsonl`, `gsm8k_train.jsonl`,
 `wmt22_de_en.jsonl` (a `question` or `source` a line) and `wikitext2_valid.txt`. FOLDER gets `chat.jsonl`, `prose.jsonl`
-and `code.jsonl`, and with `held-out-` before their names what no head may learn from: every tenth question, article and
-module. The benchmark that heads are measured on, Spec-Bench, is not read.
+and `code.jsonl`, and with `held-out-` before their names what no head may be trained on: every tenth question, article
+and module. The benchmark that heads are measured on, Spec-Bench, is not read.
 
 The lines are shuffled, so the first of them are of all kinds. The same DATA gives the same files.
 """

@@ -100,7 +100,7 @@ class Training:
     def steps(self) -> int:
         return self.exit_steps + self.whole_steps
 
-    def rate(self, step: int) -> float:
+    def learning_rate(self, step: int) -> float:
         """Learning rate: for each part a warm-up, then half a cosine to a tenth."""
         peak, at, of = self.exit_rate, step, self.exit_steps
         if step >= self.exit_steps:
@@ -231,7 +231,7 @@ def _step(
     losses = _losses(model, batch, depths)
     loss = losses[0] if not whole else (training.exit_weight * losses[0] + losses[1]) / (1 + training.exit_weight)
     for group in optimizer.param_groups:
-        group["lr"] = training.rate(step)
+        group["lr"] = training.learning_rate(step)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -159,8 +159,8 @@ def exit_trainer() -> Any:
     from torch.nn.functional import cross_entropy
 
     from truedepth.training.data.rows import IGNORED
+    from truedepth.training.trainer.depth_trainer import DepthTrainer
     from truedepth.training.trainer.figures import exit_name
-    from truedepth.training.trainer.trainer import DepthTrainer
 
     class ExitTrainer(DepthTrainer):
         def compute_loss(

@@ -34,7 +34,7 @@ def judged(step: int, share: float) -> dict[str, Any]:
     )
 
 
-ROWS: dict[str, Any] = {"sources": ["chat.jsonl"], "items": 812, "rows": 96, "tokens": 49_000, "learnt": 21_000}
+ROWS: dict[str, Any] = {"sources": ["chat.jsonl"], "items": 812, "rows": 96, "tokens": 49_000, "loss_tokens": 21_000}
 SAMPLE: dict[str, Any] = {
     "truedepth_version": "0.1.0",
     "created": "2026-03-14T09:26:00+00:00",
@@ -107,7 +107,7 @@ class TestPage:
         assert "25 min 10 s" in text and "Trained 25 % 250,000 parameters" in text and "Tokens a second 830" in text
         assert "The trained model, in model . perplexity of report text 14.86" in text
         assert "truedepth generate run/model --draft exit:3" in text
-        assert "812" in text and "49,000, of which 21,000 are learnt" in text and "Example processor" in text
+        assert "812" in text and "49,000, of which 21,000 are trained on" in text and "Example processor" in text
 
     def test_charts(self) -> None:
         losses, agreement = charts_of(render_training_report(results()))
@@ -132,9 +132,9 @@ class TestPage:
 
     def test_a_weighted_sum_is_no_loss_of_a_token(self) -> None:
         assert "nats a token" in words_of(render_training_report(results()))
-        places = {"eval_loss": 6.1, "eval_loss_place_1": 3.0, "eval_loss_place_2": 3.9}
-        page = words_of(render_training_report(results(history=[record(0, **places), record(20, **places)])))
-        assert "held-out text, weighted sum of the drafted places" in page
+        figures = {"eval_loss": 6.1, "eval_loss_position_1": 3.0, "eval_loss_position_2": 3.9}
+        page = words_of(render_training_report(results(history=[record(0, **figures), record(20, **figures)])))
+        assert "held-out text, weighted sum of the drafted positions" in page
 
     def test_nothing_was_logged(self) -> None:
         text = words_of(render_training_report(results(history=[], steps=1)))

@@ -63,16 +63,16 @@ def random_items() -> Callable[..., Any]:
         generator = torch.Generator().manual_seed(seed)
         lengths = torch.randint(shortest, longest + 1, (count,), generator=generator)
         ids = torch.randint(3, 64, (int(lengths.sum()),), generator=generator, dtype=torch.int32)
-        learnt = (
+        loss_mask = (
             torch.ones(len(ids), dtype=torch.bool) if documents else torch.rand(len(ids), generator=generator) > 0.3
         )
-        learnt[lengths.cumsum(0) - 1] = True
+        loss_mask[lengths.cumsum(0) - 1] = True
         return TokenizedItems(
             ids=ids,
-            learnt=learnt,
+            loss_mask=loss_mask,
             stops=lengths.cumsum(0),
             divisible=torch.full((count,), documents),
-            places=torch.tensor([[0, 1, index + 1] for index in range(count)], dtype=torch.int64).reshape(-1, 3),
+            origins=torch.tensor([[0, 1, index + 1] for index in range(count)], dtype=torch.int64).reshape(-1, 3),
             names=("items.jsonl",),
         )
 
@@ -87,8 +87,8 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
     """
     from transformers import TrainingArguments
 
-    from truedepth.training.data.rows import Tokens
-    from truedepth.training.trainer.trainer import DepthTrainer
+    from truedepth.training.data.rows import TokenRows
+    from truedepth.training.trainer.depth_trainer import DepthTrainer
 
     def make(
         name: str = "run",
@@ -99,7 +99,7 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
         on_snapshot: Callable[[Any], None] = lambda snapshot: None,
         **settings: Any,
     ) -> DepthTrainer:
-        rows = Tokens(items or random_items(40), 32)
+        rows = TokenRows(items or random_items(40), 32)
         settings = {
             "max_steps": 9,
             "per_device_train_batch_size": 2,
@@ -112,7 +112,7 @@ def start(tmp_path: Path, tiny_model: Callable[..., Any], random_items: Callable
         }
         arguments = TrainingArguments(output_dir=str(tmp_path / name), **settings)
         model = model or tiny_model("llama", attention_dropout=0.1)
-        return trainer(model, arguments, rows, Tokens(random_items(9, seed=1), 32), on_snapshot=on_snapshot)
+        return trainer(model, arguments, rows, TokenRows(random_items(9, seed=1), 32), on_snapshot=on_snapshot)
 
     return make
 

@@ -48,7 +48,7 @@ def run(tiny_folder: Path, write_lines: Callable[..., Path], tmp_path: Path) -> 
             },
             "steps": 4,
             "batch": 4,
-            "rate": 1e-2,
+            "learning_rate": 1e-2,
             "logging": {"log_every": 1, "evaluate_every": 2, "save_every": 2, "tensorboard": False},
             **fields,
         }

@@ -1,4 +1,4 @@
-"""Which tokens an item comes to, and which of them are learnt."""
+"""Which tokens an item comes to, and which of them the loss is over."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ def conversation(*turns: str) -> Conversation:
 
 
 def written(tokenizer: Any, encoded: Any) -> tuple[str, str]:
-    """The whole text, and the learnt part of it, runs separated by `|`."""
+    """The whole text, and the part of it in the loss, runs separated by `|`."""
     whole = tokenizer.decode(encoded.ids)
     runs, before = "", False
-    for token, learnt in zip(encoded.ids, encoded.learnt, strict=True):
-        if learnt:
+    for token, counts in zip(encoded.ids, encoded.loss_mask, strict=True):
+        if counts:
             runs += ("" if before or not runs else "|") + tokenizer.decode([token])
-        before = learnt
+        before = counts
     return whole, runs
 
 
-def test_a_document_is_learnt_whole(byte_tokenizer: Callable[..., Any]) -> None:
+def test_a_document_is_trained_on_whole(byte_tokenizer: Callable[..., Any]) -> None:
     tokenizer = byte_tokenizer()
     assert written(tokenizer, Encoder(tokenizer).encode(Document(WHERE, "abc"))) == ("abc</s>", "abc</s>")
 
 
-def test_only_the_response_of_an_exchange_is_learnt(byte_tokenizer: Callable[..., Any]) -> None:
+def test_only_the_response_of_an_exchange_is_trained_on(byte_tokenizer: Callable[..., Any]) -> None:
     tokenizer = byte_tokenizer()
     assert written(tokenizer, Encoder(tokenizer).encode(Exchange(WHERE, "ab", "cd"))) == ("abcd</s>", "cd</s>")
 
@@ -63,23 +63,23 @@ MARKED = (
 class TestConversations:
     def test_by_prefixes(self, byte_tokenizer: Callable[..., Any]) -> None:
         tokenizer = byte_tokenizer()
-        whole, learnt = written(tokenizer, Encoder(tokenizer).encode(conversation("hi", "ho", "on", "no")))
+        whole, loss_mask = written(tokenizer, Encoder(tokenizer).encode(conversation("hi", "ho", "on", "no")))
         assert whole == "[user]hi</s>[assistant]ho</s>[user]on</s>[assistant]no</s>"
-        assert learnt == "ho</s>|no</s>"
+        assert loss_mask == "ho</s>|no</s>"
 
     def test_by_the_marks_of_the_template(self, byte_tokenizer: Callable[..., Any]) -> None:
         tokenizer = byte_tokenizer(MARKED)
-        whole, learnt = written(tokenizer, Encoder(tokenizer).encode(conversation("hi", "ho", "on", "no")))
-        assert (whole, learnt) == ("[u]hi[a]ho</s>[u]on[a]no</s>", "ho</s>|no</s>")
+        whole, loss_mask = written(tokenizer, Encoder(tokenizer).encode(conversation("hi", "ho", "on", "no")))
+        assert (whole, loss_mask) == ("[u]hi[a]ho</s>[u]on[a]no</s>", "ho</s>|no</s>")
 
     @pytest.mark.parametrize("template", [None, MARKED])
     def test_the_last_response_only(self, template: str | None, byte_tokenizer: Callable[..., Any]) -> None:
         tokenizer = byte_tokenizer(template) if template else byte_tokenizer()
-        encoded = Encoder(tokenizer, learn="last").encode(conversation("hi", "ho", "on", "no"))
+        encoded = Encoder(tokenizer, responses="last").encode(conversation("hi", "ho", "on", "no"))
         assert written(tokenizer, encoded)[1] == "no</s>"
 
     def test_a_template_that_rewrites_earlier_turns(self, byte_tokenizer: Callable[..., Any]) -> None:
-        """As those that take out what a model thought: earlier responses are then not learnt."""
+        """As those that take out what a model thought: earlier responses are then not trained on."""
         tokenizer = byte_tokenizer(
             "{% for m in messages %}[{{ m['role'] }}]"
             "{{ m['content'] if loop.last else m['content'].split('!')[-1] }}</s>{% endfor %}"
@@ -92,7 +92,7 @@ class TestConversations:
         tokenizer = byte_tokenizer()
         assert written(tokenizer, Encoder(tokenizer).encode(conversation("hi", "ho", "on")))[1] == "ho</s>"
 
-    def test_a_first_message_of_the_assistant_is_not_learnt(self, byte_tokenizer: Callable[..., Any]) -> None:
+    def test_a_first_message_of_the_assistant_is_not_trained_on(self, byte_tokenizer: Callable[..., Any]) -> None:
         """Templates write things of their own before it, which no prefix tells apart from it."""
         tokenizer = byte_tokenizer()
         turns = conversation("", "hi", "on", "ho").messages[1:]

@@ -18,7 +18,8 @@ from truedepth.engine.drafts.heads.draft_head import load_head
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import OutputError, TrainingError, UsageError
-from truedepth.training.heads.recipe import KIND, ExitHeadRecipe, ExitHeadTrainer
+from truedepth.training.heads.recipe import KIND, ExitHeadRecipe
+from truedepth.training.heads.trainer import ExitHeadTrainer
 from truedepth.training.run import train
 from truedepth.training.trainer.pace import Snapshot
 
@@ -45,9 +46,9 @@ def settings(tiny_folder: Path, write_lines: Callable[..., Path]) -> Callable[..
                 "length": 48,
             },
             "states": {"batch": 4},
-            "places": 2,
+            "positions": 2,
             "steps": 6,
-            "rate": 3e-3,
+            "learning_rate": 3e-3,
             "logging": {"log_every": 2, "evaluate_every": 3, "save_every": 4, "tensorboard": False},
             **changed,
         }
@@ -60,11 +61,11 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     recipe = ExitHeadRecipe(**settings(kind))
     results = train(KIND, recipe, tmp_path / "run")
     assert results is not None
-    losses = [loss for _, loss in results.series("loss_place_1")]
+    losses = [loss for _, loss in results.series("loss_position_1")]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
-    assert [step for step, _ in results.series("eval_agreement_place_1")] == [0, 3, 6]
-    assert bool(results.series("loss_place_2")) == (kind == "states")
+    assert [step for step, _ in results.series("eval_agreement_position_1")] == [0, 3, 6]
+    assert bool(results.series("loss_position_2")) == (kind == "states")
     assert (results.train.tokens, results.held_out and results.held_out.tokens) > (300, 60)
 
     loaded = truedepth.load(str(recipe.model.name))
@@ -73,7 +74,7 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     assert len(head.ids) == 120
     assert "items.jsonl (answered)" in head.text
     assert set(head.agreement) == {"sums"}
-    assert results.product.figures["agreement on sums, place 1"] == head.agreement["sums"][0]
+    assert results.product.figures["agreement on sums, position 1"] == head.agreement["sums"][0]
     weights = load_file(tmp_path / "run" / "head" / "head.safetensors")
     assert weights["extra_layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     plain = truedepth.generate(loaded, "5+5", max_new_tokens=20)

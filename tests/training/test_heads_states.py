@@ -67,8 +67,10 @@ class TestStates:
                 assert chosen[first:] == likeliest[first:]
                 assert chosen[first:-1] == ids[0, first + 1 :].tolist()
             else:
-                learnt = [*passage.learnt[1:], False]
-                assert chosen == [token if learns else NOTHING for token, learns in zip(likeliest, learnt, strict=True)]
+                loss_mask = [*passage.loss_mask[1:], False]
+                assert chosen == [
+                    token if learns else NOTHING for token, learns in zip(likeliest, loss_mask, strict=True)
+                ]
 
     def test_go_on_where_they_were_interrupted(
         self, loaded: LoadedModel, passages: list[Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,7 +153,7 @@ class TestRows:
 
     def test_nothing_to_learn(self, loaded: LoadedModel, tmp_path: Path) -> None:
         states = make_states(loaded, [Passage((5, 6, 7), (False,) * 3, 0)], tmp_path, [2], tokens=9, batch=1)
-        with pytest.raises(TextError, match="leaves nothing for the head to learn"):
+        with pytest.raises(TextError, match="leaves nothing to train the head on"):
             HeadRows(states, EagleHead.fresh(loaded.model, (2,)), 6, 8)
 
 
@@ -170,7 +172,7 @@ class TestText:
         }
         assert {passage.ids for passage in found} == set(expected)
         assert {passage.new_tokens for passage in found} == {12 - len("ab") - 2, 12 - len("cde") - 2}
-        assert not any(any(passage.learnt) for passage in found)
+        assert not any(any(passage.loss_mask) for passage in found)
 
     def test_parts_of_a_text_as_prompts(self, tokenizer: Any, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("abcdefghijklmnopqrstuvwxyz")
@@ -188,10 +190,10 @@ class TestText:
             DataSource(file=str(tmp_path / "b.jsonl"), format="prompt-response"),
         )
         found = read_passages(HeadText(read=read, tokens=1), tokenizer, 5, seed=0)
-        texts = {tokenizer.decode(passage.ids): passage.learnt for passage in found}
+        texts = {tokenizer.decode(passage.ids): passage.loss_mask for passage in found}
         assert texts.pop("xyzzz") == (False, False, True, True, True)
         assert set(texts) == {"abcde", "fghij"}
-        assert all(all(learnt) for learnt in texts.values())
+        assert all(all(loss_mask) for loss_mask in texts.values())
 
     def test_the_same_seed_gives_the_same_order(self, tokenizer: Any, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("abcdefghijklmnopqrstuvwxyz" * 4)

@@ -31,7 +31,7 @@ LENGTH = 3
 
 
 def head_of(model: Any, kind: str) -> ExitHead | EagleHead:
-    """An exit head, or a states head with so many layers."""
+    """An exit head, or an EAGLE head with so many layers."""
     if kind == "exit":
         return ExitHead.fresh(model, DepthPlan.of_layers(range(3), 6), vocabulary=PART, rank=None, input_norm=True)
     return EagleHead.fresh(model, (2, 4, 6), vocabulary=PART, num_layers=int(kind), rank=4)
@@ -44,7 +44,7 @@ def stacked(rows: HeadRows, indices: Sequence[int]) -> dict[str, Tensor]:
 
 def trained(head: ExitHead | EagleHead, model: Any, rows: HeadRows, steps: int = 25) -> HeadDistillation:
     """A head that agrees with the model now and then."""
-    distillation = HeadDistillation(head, model, places=3 if isinstance(head, EagleHead) else 1, keep=0.6)
+    distillation = HeadDistillation(head, model, positions=3 if isinstance(head, EagleHead) else 1, keep=0.6)
     optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
     distillation.train()
     for step in range(steps):
@@ -68,11 +68,11 @@ def foretold(distillation: HeadDistillation, rows: HeadRows, states: States) -> 
     with torch.no_grad():
         for drafted in DraftingSteps(distillation.head, model_of(distillation)).run(batch, LENGTH):
             chosen = distillation.head.ids[distillation.head.logits(drafted.hidden).argmax(-1)]
-            alive = alive & drafted.learnt & (chosen == batch["labels"].gather(1, drafted.targets))
+            alive = alive & drafted.loss_mask & (chosen == batch["labels"].gather(1, drafted.targets))
             count += alive
     passage = (states.positions == 0).cumsum(0) - 1
-    places = zip(passage.tolist(), states.positions.tolist(), count[0].tolist(), strict=True)
-    return {(number, position): accepted for number, position, accepted in places}
+    tokens = zip(passage.tolist(), states.positions.tolist(), count[0].tolist(), strict=True)
+    return {(number, position): accepted for number, position, accepted in tokens}
 
 
 def model_of(distillation: HeadDistillation) -> Any:
@@ -121,7 +121,7 @@ def sums(distillation: HeadDistillation, rows: dict[str, Tensor], draw: int = 0)
 class TestLoss:
     @pytest.mark.parametrize("kind", ["exit", "1"])
     def test_by_hand(self, kind: str, states: States, tiny_model: Any) -> None:
-        """At the first place, from logits of the model's own forward over one passage."""
+        """At the first position, from logits of the model's own forward over one passage."""
         model = tiny_model("llama")
         head = head_of(model, kind)
         stop = int((states.positions[1:] == 0).nonzero()[0]) + 1
@@ -133,11 +133,11 @@ class TestLoss:
         p = output.logits[0, :, head.ids].softmax(-1)
         chosen = states.chosen[:stop]
         column = [head.ids.tolist().index(token) if token in head.ids.tolist() else -1 for token in chosen.tolist()]
-        learnt = [at for at, found in enumerate(column) if chosen[at] >= 0 and found >= 0]
-        loss = -(p[learnt] * log_q[learnt]).sum()
-        right = sum(int(log_q[at].argmax()) == column[at] for at in learnt)
+        loss_mask = [at for at, found in enumerate(column) if chosen[at] >= 0 and found >= 0]
+        loss = -(p[loss_mask] * log_q[loss_mask]).sum()
+        right = sum(int(log_q[at].argmax()) == column[at] for at in loss_mask)
         rows = stacked(HeadRows(states, head, 6, length=stop), [0])
-        found = sums(HeadDistillation(head, model, places=1, keep=1.0).eval(), rows)
+        found = sums(HeadDistillation(head, model, positions=1, keep=1.0).eval(), rows)
         assert found[0][0] == pytest.approx(float(loss), rel=0.02)  # states are bfloat16
         assert abs(found[0][1] - right) <= 1
 
@@ -145,7 +145,7 @@ class TestLoss:
         model = tiny_model("llama")
         head = head_of(model, "1")
         rows = stacked(HeadRows(states, head, 6, length=128), [0, 1])
-        distillation = HeadDistillation(head, model, places=3, keep=0.4)
+        distillation = HeadDistillation(head, model, positions=3, keep=0.4)
         whole = sums(distillation.eval(), rows)
         drawn = torch.tensor([sums(distillation.train(), rows, draw) for draw in range(30)])  # (30, 3, 2)
         assert drawn[0, 1, 0] != drawn[1, 1, 0]
@@ -156,7 +156,7 @@ class TestLoss:
         """The loss of a row is that of its passages by themselves."""
         model = tiny_model("llama")
         head = head_of(model, "1")
-        distillation = HeadDistillation(head, model, places=2, keep=1.0).eval()
+        distillation = HeadDistillation(head, model, positions=2, keep=1.0).eval()
         starts = [*(states.positions == 0).nonzero()[:, 0].tolist(), len(states)]
         rows = stacked(HeadRows(states, head, 6, length=starts[2]), [0])
         parts = [{name: value[:, start:stop] for name, value in rows.items()} for start, stop in pairwise(starts[:3])]
@@ -170,7 +170,9 @@ class TestLoss:
         before = {name: value.clone() for name, value in model.state_dict().items()}
         head = head_of(model, kind)
         rows = HeadRows(states, head, 6, length=64)
-        first = HeadDistillation(head, model, places=1, keep=1.0).eval().agreement([stacked(rows, range(len(rows)))], 3)
+        first = (
+            HeadDistillation(head, model, positions=1, keep=1.0).eval().agreement([stacked(rows, range(len(rows)))], 3)
+        )
         last = trained(head, model, rows).agreement([stacked(rows, range(len(rows)))], 3)
         assert last[0] > first[0] + 0.3
         assert min(last) > 0.3

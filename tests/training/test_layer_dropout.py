@@ -61,7 +61,7 @@ def test_layers_and_samples_are_independent() -> None:
     assert abs(np.corrcoef(skips[1:, 0], skips[:-1, 0])[0, 1]) < 0.03
 
 
-def test_decisions_belong_to_the_place_in_the_whole_batch() -> None:
+def test_decisions_belong_to_the_position_in_the_whole_batch() -> None:
     """Ranks and accumulated parts draw together what one rank would draw alone."""
     whole = draw_skips([0.3] * NUM_LAYERS, range(8), seed=5, step=7)
     parts = [draw_skips([0.3] * NUM_LAYERS, range(begin, begin + 2), 5, 7) for begin in range(0, 8, 2)]

@@ -148,7 +148,7 @@ def test_figures_of_training(tiny_model: Any, trainer_of: Any) -> None:
 
 
 def test_exits_learn(tiny_model: Any, trainer_of: Any) -> None:
-    """On rows that can be learnt by heart, all exits do, and the last layer too."""
+    """On few rows all exits improve, and the last layer too."""
     settings = LayerSkipSettings(p_max=0.1, e_scale=1.0, curriculum="gradual", watch=(2, 4))
     trainer = trainer_of(
         tiny_model("llama"), settings, held_out=rows(16), max_steps=80, learning_rate=1e-2, logging_steps=50
@@ -219,7 +219,7 @@ def test_bfloat16_autocast(tiny_model: Any, trainer_of: Any) -> None:
 
 
 def test_lora(tiny_model: Any, trainer_of: Any) -> None:
-    """Only the adapters learn, and they load onto the model as it came."""
+    """Only the adapters are trained, and they load onto the model as it came."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
     model = get_peft_model(tiny_model("llama"), LoraConfig(target_modules=["q_proj", "down_proj"]))

@@ -48,7 +48,7 @@ def recipe(write_lines: Callable[..., Path], tmp_path: Path) -> Path:
         "steps": 8,
         "batch": 4,
         "micro_batch": 1,
-        "rate": 1e-3,
+        "learning_rate": 1e-3,
         "logging": {"log_every": 2, "evaluate_every": 4, "tensorboard": False},
     }
     path = tmp_path / "recipe.yaml"

@@ -17,7 +17,7 @@ from truedepth.errors import UnsupportedModelError, UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, apply, causal_lm, mark_decoding, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.data.rows import Tokens
+from truedepth.training.data.rows import TokenRows
 from truedepth.training.recovery.objective import Objective, compared_layers
 from truedepth.training.recovery.recipe import Recover, prepare
 from truedepth.training.recovery.teacher import Teacher
@@ -53,8 +53,8 @@ def trainer_of(tmp_path: Path, random_items: Any) -> Callable[..., RecoveryTrain
         return RecoveryTrainer(
             model,
             TrainingArguments(**chosen),
-            Tokens(random_items(40), 24, packed=packed),
-            Tokens(random_items(10, seed=1), 24, packed=packed),
+            TokenRows(random_items(40), 24, packed=packed),
+            TokenRows(random_items(10, seed=1), 24, packed=packed),
             plans=ready,
             objective=recover.objective,
             originals=originals,
@@ -122,21 +122,21 @@ def test_distillation(name: str, tiny_model: Any, trainer_of: Any) -> None:
 
     model = tiny_model(name)
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-    learnt = batch["labels"][:, 1:] != -100
+    loss_mask = batch["labels"][:, 1:] != -100
     with torch.no_grad():
         base = model(**inputs, output_hidden_states=True)
         apply(model, DepthPlan.parse(PAIRS, NUM_LAYERS))
         own = model(**inputs, output_hidden_states=True)
-    probabilities = [(output.logits[:, :-1][learnt] / 2).log_softmax(-1) for output in (own, base)]
-    divergence = kl_div(*probabilities, reduction="sum", log_target=True) * 4 / learnt.sum()
+    probabilities = [(output.logits[:, :-1][loss_mask] / 2).log_softmax(-1) for output in (own, base)]
+    divergence = kl_div(*probabilities, reduction="sum", log_target=True) * 4 / loss_mask.sum()
     assert float(trainer.extra_losses["divergence"]) == pytest.approx(float(divergence), rel=1e-4)
-    tokens = cross_entropy(own.logits[:, :-1][learnt], batch["labels"][:, 1:][learnt])
+    tokens = cross_entropy(own.logits[:, :-1][loss_mask], batch["labels"][:, 1:][loss_mask])
     assert float(trainer.extra_losses["cross_entropy"]) == pytest.approx(float(tokens), rel=1e-4)
     # Stages 2 to 4 (layers 2|3, 4, 5) against the unmodified model after layers 3, 4, 5. The last one's states are not
     # at hand: they have gone through the norm.
     pairs = [(own.hidden_states[stage + 1], base.hidden_states[layer + 1]) for stage, layer in ((2, 3), (3, 4))]
     distances = [
-        ((s - t)[:, :-1][learnt].square().sum(-1) / t[:, :-1][learnt].square().sum(-1)).mean() for s, t in pairs
+        ((s - t)[:, :-1][loss_mask].square().sum(-1) / t[:, :-1][loss_mask].square().sum(-1)).mean() for s, t in pairs
     ]
     distance = float(trainer.extra_losses["distance"])
     assert 3 * distance > sum(map(float, distances)) > 0
@@ -177,7 +177,7 @@ def test_cut() -> None:
 
 
 def two_pass_loss(model: Any, row: dict[str, Tensor], start: int) -> Tensor:
-    """Of one row, unfilled: summed, the first response token by what the prompt's last place says."""
+    """Of one row, unfilled: summed, the first response token by what the prompt's last position says."""
     ids, labels = row["input_ids"][None], row["labels"]
     cache = DynamicCache(config=model.config)
     before = model(ids[:, :start], past_key_values=cache, use_cache=True).logits[:, -1:]
@@ -219,10 +219,10 @@ def test_documents_have_the_prompt_that_is_asked_for(tiny_model: Any, trainer_of
         min(max(int(rows[at]["response_start"]), 5), int((rows[at]["labels"] != -100).nonzero()[-1])) for at in range(4)
     ]
     assert any(start != int(rows[at]["response_start"]) for at, start in enumerate(starts))
-    learnt = sum(int((rows[at]["labels"][start:] != -100).sum()) for at, start in enumerate(starts))
-    assert trainer._get_num_items_in_batch([batch], torch.device("cpu")) == learnt
+    loss_tokens = sum(int((rows[at]["labels"][start:] != -100).sum()) for at, start in enumerate(starts))
+    assert trainer._get_num_items_in_batch([batch], torch.device("cpu")) == loss_tokens
     total = sum(two_pass_loss(model, rows[at], start) for at, start in enumerate(starts))
-    torch.testing.assert_close(loss, total / learnt, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loss, total / loss_tokens, rtol=1e-4, atol=1e-5)
 
 
 def test_two_passes_are_taught_by_the_whole_model(tiny_model: Any, trainer_of: Any) -> None:
@@ -230,7 +230,7 @@ def test_two_passes_are_taught_by_the_whole_model(tiny_model: Any, trainer_of: A
     trainer = trainer_of(tiny_model("llama"), SKIPS, settings=settings, packed=False)
     rows = trainer.train_dataset
     loss_of(trainer, batch_of(trainer))
-    divergence, learnt = 0.0, 0
+    divergence, loss_tokens = 0.0, 0
     for at in range(4):
         start, ids = int(rows[at]["response_start"]), rows[at]["input_ids"][None]
         model = tiny_model("llama")
@@ -244,8 +244,8 @@ def test_two_passes_are_taught_by_the_whole_model(tiny_model: Any, trainer_of: A
         counted = rows[at]["labels"][start:] != -100
         logs = [(logits[counted] / 2).log_softmax(-1) for logits in (own, base)]
         divergence += 4 * float(kl_div(*logs, reduction="sum", log_target=True))
-        learnt += int(counted.sum())
-    assert float(trainer.extra_losses["divergence"]) == pytest.approx(divergence / learnt, rel=1e-4)
+        loss_tokens += int(counted.sum())
+    assert float(trainer.extra_losses["divergence"]) == pytest.approx(divergence / loss_tokens, rel=1e-4)
 
 
 # Who teaches
@@ -322,7 +322,7 @@ def test_lora_is_merged_at_the_end(tiny_model: Any, trainer_of: Any) -> None:
     torch.testing.assert_close(whole(ids).logits, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_a_merged_layer_keeps_what_it_learnt(tiny_model: Any, trainer_of: Any) -> None:
+def test_a_merged_layer_keeps_its_training(tiny_model: Any, trainer_of: Any) -> None:
     model = tiny_model("llama")
     trainer = trainer_of(model, "0 (1+2) 3-5")
     batch = batch_of(trainer)

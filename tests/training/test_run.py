@@ -38,7 +38,7 @@ def settings(tiny_folder: Path, write_lines: Callable[..., Path]) -> dict[str, A
         "steps": 6,
         "batch": 4,
         "micro_batch": 2,
-        "rate": 1e-3,
+        "learning_rate": 1e-3,
         "logging": {"log_every": 2, "evaluate_every": 3, "save_every": 4},
     }
 
@@ -161,8 +161,10 @@ class TestRun:
 
     def test_another_recipe_is_not_resumed(self, plain_kind: Any, settings: dict[str, Any], tmp_path: Path) -> None:
         train(plain_kind, plain_kind.recipe(**settings), tmp_path / "run")
-        other = plain_kind.recipe(**{**settings, "rate": 0.5})
-        with pytest.raises(OutputError, match=r"another recipe: rate was 0.001 and is 0.5; resume with .*recipe.yaml"):
+        other = plain_kind.recipe(**{**settings, "learning_rate": 0.5})
+        with pytest.raises(
+            OutputError, match=r"another recipe: learning_rate was 0.001 and is 0.5; resume with .*recipe.yaml"
+        ):
             train(plain_kind, other, tmp_path / "run", resume=True)
         with pytest.raises(OutputError, match="is not empty"):
             train(plain_kind, other, tmp_path / "run")
@@ -196,7 +198,7 @@ class TestRun:
 
         with monkeypatch.context() as patch:
             patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", full)
-            patch.setattr("truedepth.training.trainer.trainer.DepthTrainer._save_checkpoint", lambda *_: None)
+            patch.setattr("truedepth.training.trainer.depth_trainer.DepthTrainer._save_checkpoint", lambda *_: None)
             with pytest.raises(OutputError, match=r"cannot write .*model: the disk is full"):
                 train(plain_kind, recipe, tmp_path / "run")
         assert not (tmp_path / "run" / "model").exists() and not (tmp_path / "run" / ".model.part").exists()
@@ -278,8 +280,8 @@ class TestRecipes:
 
     def test_numbers_as_people_write_them(self, settings: dict[str, Any], plain_kind: Any, tmp_path: Path) -> None:
         path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(settings).replace("rate: 0.001", "rate: 3e-5"))
-        assert plain_kind.recipe.load(path).rate == 3e-5
+        path.write_text(yaml.safe_dump(settings).replace("learning_rate: 0.001", "learning_rate: 3e-5"))
+        assert plain_kind.recipe.load(path).learning_rate == 3e-5
 
     def test_every_recipe_that_comes_along_loads(self) -> None:
         for path in RECIPES.glob("*.yaml"):

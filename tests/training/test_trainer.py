@@ -16,10 +16,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from truedepth.errors import OutputError, TextError, TrainingError
-from truedepth.training.data.rows import IGNORED, Tokens
+from truedepth.training.data.rows import IGNORED, TokenRows
 from truedepth.training.trainer.checkpoints import last_checkpoint
+from truedepth.training.trainer.depth_trainer import DepthTrainer, Snapshot
 from truedepth.training.trainer.figures import FIGURES_FILE, Figures, exit_name, exit_of, read_figures
-from truedepth.training.trainer.trainer import DepthTrainer, Snapshot
 
 Start = Callable[..., DepthTrainer]
 
@@ -37,8 +37,8 @@ def logged(trainer: DepthTrainer) -> list[tuple[int, dict[str, float]]]:
 
 
 @torch.no_grad()
-def mean_loss(model: Any, rows: Tokens, indexes: list[int]) -> float:
-    """The mean cross-entropy over all learnt tokens of rows, computed one row at a time."""
+def mean_loss(model: Any, rows: TokenRows, indexes: list[int]) -> float:
+    """The mean cross-entropy over all labels of rows, computed one row at a time."""
     total, count = 0.0, 0
     for index in indexes:
         row = rows[index]

@@ -19,8 +19,8 @@ from truedepth.errors import TruedepthError
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training, save_model, train
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.pace import Snapshot
-from truedepth.training.trainer.trainer import DepthTrainer
 
 
 class PlainRecipe(TrainingRecipe):

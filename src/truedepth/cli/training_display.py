@@ -15,13 +15,13 @@ from rich.text import Text
 
 from truedepth.records.progress import terminal
 from truedepth.report.format import duration, number, percent
-from truedepth.training.trainer.figures import exit_name, exit_of, place_name, place_of
+from truedepth.training.trainer.figures import exit_name, exit_of, position_name, position_of
 
 if TYPE_CHECKING:
     from truedepth.training.trainer.pace import Snapshot
 
 _LESS = ("loss", "eval_loss", "epoch", "tokens_per_second")
-"""Figures that have a place of their own."""
+"""Figures that are shown apart."""
 
 
 class TrainingDisplay:
@@ -58,14 +58,14 @@ class TrainingDisplay:
 
 
 def render(snapshot: Snapshot) -> Group:
-    """A bar with the pace, a table of exits or drafted places, and the other figures in a line."""
+    """A bar with the pace, a table of exits or drafted positions, and the other figures in a line."""
     bar = Table.grid(padding=(0, 1))
     progress = ProgressBar(total=max(snapshot.total_steps, 1), completed=snapshot.step, width=30)
     bar.add_row(f"step {snapshot.step:,} of {snapshot.total_steps:,}", progress, _pace(snapshot))
     others = {
         name: value
         for name, value in snapshot.figures.items()
-        if name not in _LESS and exit_of(name) is None and place_of(name) is None
+        if name not in _LESS and exit_of(name) is None and position_of(name) is None
     }
     parts: list[Table | Text] = [bar]
     if any(name in snapshot.figures for name in ("loss", "eval_loss")):
@@ -94,26 +94,29 @@ def _pace(snapshot: Snapshot) -> str:
 
 
 def _table(snapshot: Snapshot) -> Table:
-    """A row for the loss that is trained on, and for each exit or drafted place; held-out figures beside the others."""
+    """A row for the loss that is trained on, and for each exit or drafted position; held-out figures beside the others."""
     exits = sorted({found[1] for name in snapshot.figures if (found := exit_of(name))})
-    places = sorted({found[1] for name in snapshot.figures if (found := place_of(name))})
+    positions = sorted({found[1] for name in snapshot.figures if (found := position_of(name))})
     names = [
         ("training", "loss", ""),
         *((f"exit {layers}", exit_name("loss", layers), exit_name("agreement", layers)) for layers in exits),
-        *((f"drafted token {place}", place_name("loss", place), place_name("agreement", place)) for place in places),
+        *(
+            (f"drafted token {position}", position_name("loss", position), position_name("agreement", position))
+            for position in positions
+        ),
     ]
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     columns = (("loss", "", 1), ("held-out loss", "eval_", 1), ("agreement", "", 2), ("held-out", "eval_", 2))
     shown = [
-        (title, prefix, place)
-        for title, prefix, place in columns
-        if any(f"{prefix}{row[place]}" in snapshot.figures for row in names)
+        (title, prefix, column)
+        for title, prefix, column in columns
+        if any(f"{prefix}{row[column]}" in snapshot.figures for row in names)
     ]
     for title, _, _ in shown:
         table.add_column(title, justify="right")
     for row in names:
-        cells = (_cell(snapshot, f"{prefix}{row[place]}") for _, prefix, place in shown)
+        cells = (_cell(snapshot, f"{prefix}{row[column]}") for _, prefix, column in shown)
         table.add_row(row[0], *cells)
     return table
 

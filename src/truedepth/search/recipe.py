@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from truedepth.errors import UsageError
-from truedepth.records.files import write_atomic
+from truedepth.records.recipe import BaseRecipe, Settings
 from truedepth.records.yaml_files import read_yaml
 from truedepth.search.walk import MOVES, Move, Target
 
@@ -17,20 +16,16 @@ LOSSLESS = "lossless"
 """The target of a recipe that looks for a draft."""
 
 
-class Windows(BaseModel):
+class Windows(Settings):
     """How much text each part of a job reads, in windows of `truedepth.evaluation.texts.WINDOW` tokens."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     calibration: int = Field(default=3, ge=1, description="what methods and search look at")
     validation: int = Field(default=12, ge=1, description="what the winner is picked and improved on")
     report: int = Field(default=12, ge=1, description="what the published figures come from")
 
 
-class _Settings(BaseModel):
+class _Common(BaseRecipe):
     """What all jobs have."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(description="whatever `truedepth.load` takes")
     dtype: str = "auto"
@@ -39,32 +34,11 @@ class _Settings(BaseModel):
     text: Path | None = Field(default=None, description="text file to judge plans on; a default where none is given")
     seed: int = Field(default=0, description="which documents of the default text are drawn")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return self.model_dump(mode="json")
-
-    def save(self, path: Path) -> None:
-        """Write the recipe as YAML.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        header = (
-            "# How the results beside this file were made. Repeat it with: truedepth optimize --recipe recipe.yaml\n"
-        )
-        write_atomic(path, header + yaml.safe_dump(self.to_dict(), sort_keys=False))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a recipe of this kind.
-
-        Raises:
-            UsageError: the file is missing, malformed, or has a wrong field (by name).
-        """
-        return read_yaml(path, cls, "a recipe", UsageError)
+    def command(self) -> str:
+        return "truedepth optimize --recipe recipe.yaml"
 
 
-class Recipe(_Settings):
+class Recipe(_Common):
     """The settings of `truedepth optimize` for a shallower model."""
 
     target: Literal["speedup", "max_perplexity_ratio", "depth"] = Field(description="what `value` is a target for")
@@ -82,7 +56,7 @@ class Recipe(_Settings):
         return Target(self.target, self.value)
 
 
-class LosslessRecipe(_Settings):
+class LosslessRecipe(_Common):
     """The settings of `truedepth optimize --lossless`. Each window of text is a prompt."""
 
     target: Literal["lossless"] = "lossless"

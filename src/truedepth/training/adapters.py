@@ -14,11 +14,11 @@ from torch import nn
 from truedepth.errors import UnsupportedModelError, UsageError
 from truedepth.families import family_of
 from truedepth.models.loading.quiet import quiet_transformers
-from truedepth.training.recipe import Settings
+from truedepth.records.recipe import Settings
 
 
 class Lora(Settings):
-    """Train adapters in place of weights; they are merged into the weights at the end."""
+    """Train adapters instead of weights; they are merged into the weights at the end."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1, description="adapters count alpha / rank times")

@@ -29,7 +29,7 @@ def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArgument
         output_dir=str(folder),
         max_steps=recipe.steps or -1,
         num_train_epochs=recipe.epochs or 1.0,
-        learning_rate=recipe.rate,
+        learning_rate=recipe.learning_rate,
         lr_scheduler_type=_SCHEDULES[recipe.schedule],
         warmup_steps=recipe.warmup,
         weight_decay=recipe.weight_decay,

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from truedepth.errors import UsageError
-from truedepth.records.files import write_atomic
-from truedepth.records.yaml_files import read_yaml
+from truedepth.records.recipe import BaseRecipe, Settings
 from truedepth.training.data.sources import DataSource
-
-
-class Settings(BaseModel):
-    """A group of settings: unknown names are refused, and nothing changes after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Scratch(Settings):
@@ -66,7 +56,9 @@ class Data(Settings):
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse", description="what to do with conversations and responses longer than a row"
     )
-    learn: Literal["all", "last"] = Field(default="all", description="which of the responses of a conversation")
+    responses: Literal["all", "last"] = Field(
+        default="all", description="of a conversation, which of the responses are trained on"
+    )
 
 
 class Logging(Settings):
@@ -79,8 +71,10 @@ class Logging(Settings):
     tensorboard: bool = True
 
 
-class TrainingRecipe(Settings):
+class TrainingRecipe(BaseRecipe):
     """What all kinds of training have. A kind derives from it, and narrows `kind` to its own name."""
+
+    described_as: ClassVar[str] = "a recipe for training"
 
     kind: str
     model: ModelSource
@@ -91,7 +85,7 @@ class TrainingRecipe(Settings):
     micro_batch: int | None = Field(
         default=None, ge=1, description="rows that a rank takes at once; by default its whole share of the batch"
     )
-    rate: float = Field(default=3e-5, gt=0, description="learning rate after the warm-up")
+    learning_rate: float = Field(default=3e-5, gt=0, description="learning rate after the warm-up")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="cosine", description="how the learning rate falls after the warm-up: not, or to 0"
     )
@@ -113,25 +107,5 @@ class TrainingRecipe(Settings):
             raise ValueError("give exactly one of 'steps' and 'epochs'")
         return self
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return self.model_dump(mode="json")
-
-    def save(self, path: Path) -> None:
-        """Write the recipe as YAML.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        command = f"truedepth train {self.kind} recipe.yaml --output FOLDER"
-        header = f"# How the results beside this file were made. Repeat it with: {command}\n"
-        write_atomic(path, header + yaml.safe_dump(self.to_dict(), sort_keys=False))
-
-    @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read a recipe of this kind.
-
-        Raises:
-            UsageError: the file is missing, malformed, or has a wrong field (by name).
-        """
-        return read_yaml(path, cls, "a recipe for training", UsageError)
+    def command(self) -> str:
+        return f"truedepth train {self.kind} recipe.yaml --output FOLDER"

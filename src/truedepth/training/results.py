@@ -12,9 +12,9 @@ from truedepth.records.schema import Record, ResultsFile
 from truedepth.training.trainer.figures import Figures
 
 if TYPE_CHECKING:
-    from truedepth.training.data.rows import Tokens
+    from truedepth.training.data.rows import TokenRows
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 TRAINING_FILE = "training-results.json"
 
 
@@ -25,16 +25,16 @@ class RowsRecord(Record):
     items: int
     rows: int
     tokens: int = Field(description="of all rows, filling left out")
-    learnt: int = Field(description="tokens that are learnt, or judged")
+    loss_tokens: int = Field(description="those that the loss is over")
 
     @classmethod
-    def of(cls, rows: Tokens) -> RowsRecord:
+    def of(cls, rows: TokenRows) -> RowsRecord:
         return cls(
             sources=list(rows.items.names),
             items=len(rows.items),
             rows=len(rows),
             tokens=int(rows.lengths.sum()),
-            learnt=int(rows.items.learnt.sum()),
+            loss_tokens=int(rows.items.loss_mask.sum()),
         )
 
 

@@ -20,9 +20,10 @@ from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.models.record import ModelRecord
 from truedepth.records.files import prepare_output, write_atomic
 from truedepth.records.progress import Progress, silent
+from truedepth.records.recipe import RECIPE_FILE
 from truedepth.records.version import VERSION
 from truedepth.training.arguments import training_arguments
-from truedepth.training.data.rows import Tokens
+from truedepth.training.data.rows import TokenRows
 from truedepth.training.data.sources import DataSource
 from truedepth.training.data.tokenized import tokenize
 from truedepth.training.new_model import load_or_make
@@ -30,13 +31,12 @@ from truedepth.training.precision import warn_of_slow_precision
 from truedepth.training.recipe import Data, TrainingRecipe
 from truedepth.training.results import TRAINING_FILE, FiguresRecord, ProductRecord, RowsRecord, TrainingResults
 from truedepth.training.trainer.checkpoints import last_checkpoint, named_failures, step_of
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.figures import FIGURES_FILE, read_figures
 from truedepth.training.trainer.pace import Snapshot
-from truedepth.training.trainer.trainer import DepthTrainer
 
 RecipeT = TypeVar("RecipeT", bound=TrainingRecipe)
 
-RECIPE_FILE = "recipe.yaml"
 TENSORBOARD_FOLDER = "tensorboard"
 MODEL_FOLDER = "model"
 
@@ -56,8 +56,8 @@ class Training(Generic[RecipeT]):
     recipe: RecipeT
     folder: Path
     loaded: LoadedModel
-    rows: Tokens | None
-    held_out: Tokens | None
+    rows: TokenRows | None
+    held_out: TokenRows | None
     options: dict[str, Any]
     progress: Progress
 
@@ -77,7 +77,7 @@ class Kind(Protocol[RecipeT]):
         ...
 
     def trainer(self, training: Training[RecipeT]) -> DepthTrainer:
-        """The trainer, which is then told to train or to go on."""
+        """The trainer, whose `train` is called then."""
         ...
 
     def product(self, training: Training[RecipeT], trainer: DepthTrainer) -> ProductRecord:
@@ -100,8 +100,8 @@ def train(
         folder: created if it is missing; it must be empty unless `resume`.
         resume: go on with the training that `folder` holds, from its last checkpoint, or from the start where there is
             none. It must have had the same recipe.
-        progress: told of what happens before the training.
-        on_snapshot: told how the training stands, after each step.
+        progress: shows what happens before the training.
+        on_snapshot: called after each step, each log and each evaluation with how the training stands.
 
     Returns:
         The results, on the first rank; None on the others.
@@ -198,13 +198,13 @@ def _training(
         loaded = load_or_make(recipe.model, data.train if isinstance(data, Data) else (), recipe.seed)
         advance()
 
-    def rows_of(sources: tuple[DataSource, ...]) -> Tokens | None:
+    def rows_of(sources: tuple[DataSource, ...]) -> TokenRows | None:
         if not sources:
             return None
         with arguments.main_process_first(local=False):  # the others find the tokens in the cache
-            items = tokenize(sources, loaded.tokenizer, data.learn, progress=progress)
+            items = tokenize(sources, loaded.tokenizer, data.responses, progress=progress)
         pad_id = loaded.tokenizer.pad_token_id
-        return Tokens(items, data.length, packed=data.packed, too_long=data.too_long, pad_id=pad_id or 0)
+        return TokenRows(items, data.length, packed=data.packed, too_long=data.too_long, pad_id=pad_id or 0)
 
     rows, held_out = (rows_of(data.train), rows_of(data.held_out)) if isinstance(data, Data) else (None, None)
     options = {
@@ -265,5 +265,5 @@ def _results(
 
 def _record(rows: Any) -> RowsRecord:
     """What is said of rows in the results."""
-    record: RowsRecord = RowsRecord.of(rows) if isinstance(rows, Tokens) else rows.record
+    record: RowsRecord = RowsRecord.of(rows) if isinstance(rows, TokenRows) else rows.record
     return record

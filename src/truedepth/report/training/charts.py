@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, chart_layout, hover_text
 from truedepth.report.format import number, percent
 from truedepth.report.training import labels as words
-from truedepth.training.trainer.figures import ExitFigure, exit_name, place_name
+from truedepth.training.trainer.figures import ExitFigure, exit_name, position_name
 
 if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults
@@ -23,11 +23,11 @@ _DEPTHS = (ROLE_COLOURS["parallel"], ROLE_COLOURS["merged"], ROLE_COLOURS["alone
 
 
 def loss_chart(results: TrainingResults) -> go.Figure:
-    """Losses over steps, of the training, exits and drafted places: on training text thin, on held-out text bold."""
+    """Losses over steps, of the training, exits and drafted positions: on training text thin, on held-out text bold."""
     figure = _figure("loss (nats a token)")
     _add(figure, results, "loss", words.exit_title(None, results), PEER)
     _add_exits(figure, results, "loss")
-    _add_places(figure, results, "loss")
+    _add_positions(figure, results, "loss")
     return figure
 
 
@@ -35,7 +35,7 @@ def agreement_chart(results: TrainingResults) -> go.Figure:
     """How often each exit's most likely next token, or a head's, is the last layer's, over steps."""
     figure = _figure("agreement with the last layer")
     _add_exits(figure, results, "agreement")
-    _add_places(figure, results, "agreement")
+    _add_positions(figure, results, "agreement")
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
     return figure
 
@@ -63,11 +63,11 @@ def _add_exits(figure: go.Figure, results: TrainingResults, kind: ExitFigure) ->
         _add(figure, results, exit_name(kind, last), words.exit_title(last, results), FOUND)
 
 
-def _add_places(figure: go.Figure, results: TrainingResults, kind: ExitFigure) -> None:
-    places = words.places(results)
-    for index, place in enumerate(places):
-        colour = _depth_colour(1 - index / max(len(places) - 1, 1))
-        _add(figure, results, place_name(kind, place), words.place_title(place), colour)
+def _add_positions(figure: go.Figure, results: TrainingResults, kind: ExitFigure) -> None:
+    positions = words.positions(results)
+    for index, position in enumerate(positions):
+        colour = _depth_colour(1 - index / max(len(positions) - 1, 1))
+        _add(figure, results, position_name(kind, position), words.position_title(position), colour)
 
 
 def _add(figure: go.Figure, results: TrainingResults, name: str, title: str, colour: str) -> None:

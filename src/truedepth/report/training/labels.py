@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from truedepth.report.format import duration, number, percent
-from truedepth.training.trainer.figures import exit_name, exit_of, place_name, place_of
+from truedepth.training.trainer.figures import exit_name, exit_of, position_name, position_of
 
 if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults
@@ -23,10 +23,10 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class FigureRow:
-    """What became of one exit, of the tokens that a head drafts at one place, or of the whole loss (neither)."""
+    """What became of one exit, of the tokens that a head drafts at one position, or of the whole loss (neither)."""
 
     layers: int | None
-    place: int | None
+    position: int | None
     loss: Change | None
     agreement: Change | None
 
@@ -37,20 +37,20 @@ def exits(results: TrainingResults) -> list[int]:
     return sorted({found[1] for name in names if (found := exit_of(name))})
 
 
-def places(results: TrainingResults) -> list[int]:
-    """All drafted places that have figures, the first ones first."""
+def positions(results: TrainingResults) -> list[int]:
+    """All drafted positions that have figures, the first ones first."""
     names = {name for figures in results.history for name in figures.values}
-    return sorted({found[1] for name in names if (found := place_of(name))})
+    return sorted({found[1] for name in names if (found := position_of(name))})
 
 
-def place_title(place: int) -> str:
-    """A drafted place as it is called in charts and tables."""
-    return f"drafted token {place}"
+def position_title(position: int) -> str:
+    """A drafted position as it is called in charts and tables."""
+    return f"drafted token {position}"
 
 
 def row_title(row: FigureRow, results: TrainingResults) -> str:
     """What a row is of."""
-    return exit_title(row.layers, results) if row.place is None else place_title(row.place)
+    return exit_title(row.layers, results) if row.position is None else position_title(row.position)
 
 
 def exit_title(layers: int | None, results: TrainingResults) -> str:
@@ -67,7 +67,7 @@ def judged(results: TrainingResults) -> bool:
 
 def loss_unit(results: TrainingResults) -> str:
     """What the loss of the training is counted in."""
-    return "weighted sum of the drafted places" if len(places(results)) > 1 else "nats a token"
+    return "weighted sum of the drafted positions" if len(positions(results)) > 1 else "nats a token"
 
 
 def change(results: TrainingResults, name: str) -> Change | None:
@@ -77,14 +77,14 @@ def change(results: TrainingResults, name: str) -> Change | None:
 
 
 def rows(results: TrainingResults) -> list[FigureRow]:
-    """The whole loss, then each exit and each drafted place."""
+    """The whole loss, then each exit and each drafted position."""
     found = [FigureRow(None, None, change(results, "loss"), None)]
     for layers in exits(results):
         loss, agreement = (change(results, exit_name(kind, layers)) for kind in ("loss", "agreement"))
         found.append(FigureRow(layers, None, loss, agreement))
-    for place in places(results):
-        loss, agreement = (change(results, place_name(kind, place)) for kind in ("loss", "agreement"))
-        found.append(FigureRow(None, place, loss, agreement))
+    for position in positions(results):
+        loss, agreement = (change(results, position_name(kind, position)) for kind in ("loss", "agreement"))
+        found.append(FigureRow(None, position, loss, agreement))
     return found
 
 
@@ -102,11 +102,11 @@ def headline(results: TrainingResults) -> str:
 
 def finding(results: TrainingResults) -> str:
     """What became of the exits, or of what a head drafts, in a sentence; empty where there are neither."""
-    drafted = [row for row in rows(results) if row.agreement and row.place == 1]
+    drafted = [row for row in rows(results) if row.agreement and row.position == 1]
     if drafted and drafted[0].agreement:
         changed = drafted[0].agreement
         return (
-            f"Of the tokens that the model chose, the head drafts {percent(changed.last)} right at the first place "
+            f"Of the tokens that the model chose, the head drafts {percent(changed.last)} right at the first position "
             f"({percent(changed.first)} before)."
         )
     agreeing = [row for row in rows(results) if row.agreement and row.layers not in (None, results.model.num_layers)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def training_table(results: TrainingResults) -> RenderableType:
-    """The outcome: its headline, and figures of exits or drafted places before and after, readable at 80 columns."""
+    """The outcome: its headline, and figures of exits or drafted positions before and after, readable at 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
     for title in ("loss", "agreement"):

@@ -1,4 +1,4 @@
-"""Items as tokens: which ones they are, and which of them are learnt."""
+"""Items as tokens: which ones they are, and which of them the loss is over."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Encoded:
 
     Attributes:
         ids: token ids.
-        learnt: for each, whether the model is to learn it, given those before it.
+        loss_mask: for each, whether the model is trained to say it, given those before it.
     """
 
     ids: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
 
 
 class Encoder:
@@ -36,15 +36,15 @@ class Encoder:
     response is generated; the response ends with the end token. A conversation is what the tokenizer's chat template
     makes of it. Where the template does not mark responses itself, they are what each assistant message adds to the
     messages before it, the first message of all left out; a template that writes earlier messages differently once
-    there are later ones leaves only the last response to be learnt.
+    there are later ones leaves only the last response to be trained on.
 
     Args:
-        learn: in conversations, `all` responses or the `last` one only.
+        responses: of conversations that are trained on: `all`, or the `last` one only.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, learn: Literal["all", "last"] = "all") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, responses: Literal["all", "last"] = "all") -> None:
         self._tokenizer = tokenizer
-        self._learn = learn
+        self._responses = responses
         self._end: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self._template = _template(tokenizer)
         self._marks_responses = bool(self._template and _MARKS_RESPONSES.search(self._template))
@@ -53,7 +53,7 @@ class Encoder:
         """The tokens of an item.
 
         Raises:
-            TextError: there is no chat template, or it cannot write this conversation; nothing would be learnt.
+            TextError: there is no chat template, or it cannot write this conversation; nothing would be trained on.
         """
         if isinstance(item, Document):
             ids = self._start(item.text) + self._end
@@ -63,8 +63,8 @@ class Encoder:
             response = [*self._ids(item.response, add_special_tokens=False), *self._end]
             return Encoded(prompt + response, [False] * len(prompt) + [True] * len(response))
         encoded = self._conversation(item)
-        if not any(encoded.learnt):
-            raise TextError(f"{item.where}: the chat template leaves no token of a response to be learnt")
+        if not any(encoded.loss_mask):
+            raise TextError(f"{item.where}: the chat template leaves no token of a response to train on")
         return encoded
 
     def _ids(self, text: str, **options: Any) -> list[int]:
@@ -83,7 +83,7 @@ class Encoder:
                 "use a model that was tuned for chat, or the format prompt-response without chat_template"
             )
         encoded = self._by_marks(item) if self._marks_responses else self._by_prefixes(item)
-        return encoded if self._learn == "all" else Encoded(encoded.ids, _last_run(encoded.learnt))
+        return encoded if self._responses == "all" else Encoded(encoded.ids, _last_run(encoded.loss_mask))
 
     def _by_marks(self, item: Conversation) -> Encoded:
         written = self._write(item, len(item.messages), return_assistant_tokens_mask=True)
@@ -91,7 +91,7 @@ class Encoder:
 
     def _by_prefixes(self, item: Conversation) -> Encoded:
         ids = self._write(item, len(item.messages))["input_ids"]
-        learnt = [False] * len(ids)
+        loss_mask = [False] * len(ids)
         # What a template writes before a first message cannot be told from the message by a prefix.
         turns = [turn for turn, message in enumerate(item.messages) if message["role"] == "assistant" and turn]
         for turn in reversed(turns):
@@ -105,8 +105,8 @@ class Encoder:
                         "responses with {% generation %}"
                     )
                 break
-            learnt[len(prefix) : len(whole)] = [True] * (len(whole) - len(prefix))
-        return Encoded(list(ids), learnt)
+            loss_mask[len(prefix) : len(whole)] = [True] * (len(whole) - len(prefix))
+        return Encoded(list(ids), loss_mask)
 
     def _write(self, item: Conversation, count: int, **options: Any) -> dict[str, Any]:
         """The first `count` messages by the chat template."""
@@ -127,10 +127,10 @@ def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
 
 
-def _last_run(learnt: list[bool]) -> list[bool]:
+def _last_run(loss_mask: list[bool]) -> list[bool]:
     """Only the last unbroken run of true ones."""
-    stop = len(learnt) - learnt[::-1].index(True) if any(learnt) else 0
+    stop = len(loss_mask) - loss_mask[::-1].index(True) if any(loss_mask) else 0
     start = stop
-    while start and learnt[start - 1]:
+    while start and loss_mask[start - 1]:
         start -= 1
-    return [start <= index < stop for index in range(len(learnt))]
+    return [start <= index < stop for index in range(len(loss_mask))]

@@ -14,21 +14,21 @@ from truedepth.errors import TextError
 from truedepth.training.data.tokenized import TokenizedItems
 
 IGNORED = -100
-"""The label of a token that is not learnt."""
+"""The label of a token that the loss leaves out."""
 
 Piece = tuple[int, int, int]
 """An item's number, and where a piece of it starts and stops among all tokens."""
 
 
-class Tokens(Dataset[dict[str, Tensor]]):
+class TokenRows(Dataset[dict[str, Tensor]]):
     """Rows of at most `length` tokens, as dicts of
 
     - `input_ids` (T,) int64;
-    - `labels` (T,) int64: the same, `IGNORED` where the model learns nothing. transformers shifts them itself. The
+    - `labels` (T,) int64: the same, `IGNORED` where the loss leaves them out. transformers shifts them itself. The
       first token of an item has none, since nothing of its own item comes before it;
     - `position_ids` (T,) int64, from 0 at the start of each item, by which attention keeps items apart;
     - `row` () int64: the row's number;
-    - `response_start` () int64, in unpacked rows only: the first token that is learnt. What comes before is the prompt.
+    - `response_start` () int64, in unpacked rows only: the first token in the loss. What comes before is the prompt.
 
     A document that is longer than a row goes on in the next one. The next piece begins with the last token of the one
     before, so that every token is predicted once; its positions begin at 0 again.
@@ -67,7 +67,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
         ids, labels, positions = [], [], []
         for _, start, stop in self._rows[row]:
             piece = self.items.ids[start:stop].long()  # (t,)
-            label = piece.masked_fill(~self.items.learnt[start:stop], IGNORED)
+            label = piece.masked_fill(~self.items.loss_mask[start:stop], IGNORED)
             label[0] = IGNORED
             ids.append(piece)
             labels.append(label)
@@ -90,8 +90,8 @@ class Tokens(Dataset[dict[str, Tensor]]):
         """Rows of one length: (B, T) each, (B,) what has one number a row.
 
         Packed rows are filled up to `length`, others to the longest of the batch. The filling is an item of its own
-        that is not learnt, so no attention mask is needed. Give none: transformers keeps items apart by their positions
-        only where there is no mask and no cache.
+        that is not in the loss, so no attention mask is needed. Give none: transformers keeps items apart by their
+        positions only where there is no mask and no cache.
         """
         longest = self.length if self.packed else max(len(row["input_ids"]) for row in rows)
         batch = {name: torch.stack([_fill(row[name], name, longest, self.pad_id) for row in rows]) for name in rows[0]}

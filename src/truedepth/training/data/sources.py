@@ -1,6 +1,7 @@
 """The text that a training reads, item by item: text files, JSON lines, and Hugging Face datasets.
 
-Every item knows where it came from, so that what is wrong with one is said by file and line.
+Every item knows where it came from, so that what is wrong with one is said by file and line. JSON lines are therefore
+read here and not by `datasets`, which knows no lines, and fills up fields that are missing.
 """
 
 from __future__ import annotations
@@ -12,20 +13,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from truedepth.errors import TextError
 from truedepth.evaluation.texts import read_text_file
 from truedepth.records.messages import one_line
+from truedepth.records.recipe import Settings
+from truedepth.training.data.hub_data import load_split
 
 JSON_LINES = (".jsonl", ".ndjson")
 """How the names of files end that hold one JSON object a line."""
 
 
-class DataSource(BaseModel):
+class DataSource(Settings):
     """Where items come from, and what they are."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     file: str | None = Field(
         default=None, description="a text file, a .jsonl file, or a pattern such as code/**/*.py for many of them"
@@ -74,7 +75,7 @@ class Where:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """Text, every token of which is learnt. It may be cut."""
+    """Text, every token of which is trained on. It may be cut."""
 
     where: Where
     text: str
@@ -82,7 +83,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A prompt, and the response that is learnt. Never cut."""
+    """A prompt, and the response that is trained on. Never cut."""
 
     where: Where
     prompt: str
@@ -91,7 +92,7 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with a `role` and a `content` each, of which the assistant's are learnt. Never cut."""
+    """Messages with a `role` and a `content` each, of which the assistant's are trained on. Never cut."""
 
     where: Where
     messages: tuple[dict[str, Any], ...]
@@ -113,12 +114,12 @@ def read_items(source: DataSource) -> Iterator[Item]:
 
 
 def _records(source: DataSource) -> Iterator[tuple[Where, Mapping[str, Any]]]:
-    if source.file is None:
-        from truedepth.training.data.hub_data import dataset_rows
-
-        yield from dataset_rows(source)
+    if source.dataset is not None:
+        name = f"dataset {source.dataset}, split {source.split}"
+        for number, row in enumerate(load_split(source.dataset, source.subset, source.split)):
+            yield Where(name, "row", number), row
         return
-    for path in _files(source.file):
+    for path in _files(str(source.file)):
         if path.suffix.lower() in JSON_LINES:
             yield from _json_lines(path)
         elif source.format != "text":
@@ -206,7 +207,7 @@ def _messages(where: Where, fields: Mapping[str, Any], name: str) -> tuple[dict[
     for index, message in enumerate(messages):
         _check_message(where, f"message {index + 1} of '{name}'", message)
     if not any(message["role"] == "assistant" for message in messages):
-        raise TextError(f"{where}: no message of '{name}' has the role assistant, so there is nothing to learn")
+        raise TextError(f"{where}: no message of '{name}' has the role assistant, so there is nothing to train on")
     return tuple(dict(message) for message in messages)
 
 

@@ -1,4 +1,8 @@
-"""Items as tokens, made once and kept in a cache."""
+"""Items as tokens, made once and kept in a cache.
+
+`datasets` could keep them too, but it knows a source by its settings and not by its text, so the key would still be
+made here, and its lists of lists would still have to become tensors: no fewer lines.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from truedepth.records.progress import Progress, silent
 from truedepth.training.data.encoding import Encoder
 from truedepth.training.data.sources import DataSource, Document, Where, read_items
 
-_VERSION = 1
+_VERSION = 2
 """Of the cached files; to be raised whenever items come to other tokens than before."""
 
 _UNITS: tuple[Literal["", "line", "row"], ...] = ("", "line", "row")
@@ -34,18 +38,18 @@ class TokenizedItems:
 
     Attributes:
         ids: (N,) int32.
-        learnt: (N,) bool, the tokens that the model is to learn.
+        loss_mask: (N,) bool, the tokens that the loss is over.
         stops: (items,) int64, where each item stops among the tokens.
         divisible: (items,) bool, whether it may be cut.
-        places: (items, 3) int64: which of `names`, unit and number of a `Where`.
+        origins: (items, 3) int64: which of `names`, unit and number of a `Where`.
         names: of files and datasets.
     """
 
     ids: Tensor
-    learnt: Tensor
+    loss_mask: Tensor
     stops: Tensor
     divisible: Tensor
-    places: Tensor
+    origins: Tensor
     names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -53,21 +57,21 @@ class TokenizedItems:
 
     def where(self, item: int) -> Where:
         """Where an item came from."""
-        name, unit, number = self.places[item].tolist()
+        name, unit, number = self.origins[item].tolist()
         return Where(self.names[name], _UNITS[unit], number)
 
 
 def tokenize(
     sources: Sequence[DataSource],
     tokenizer: PreTrainedTokenizerBase,
-    learn: Literal["all", "last"] = "all",
+    responses: Literal["all", "last"] = "all",
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> TokenizedItems:
     """The tokens of all items of all sources, from the cache where they are there.
 
     Args:
-        learn: see `Encoder`.
+        responses: see `Encoder`.
         cache: a folder; by default in the user's cache. Its files may be deleted at any time.
 
     Raises:
@@ -75,12 +79,12 @@ def tokenize(
         OutputError: the cache cannot be written.
     """
     folder = cache or user_cache_path("truedepth") / "tokens"
-    key = _key(sources, tokenizer, learn)
+    key = _key(sources, tokenizer, responses)
     path = folder / f"{key}.safetensors"
     known = _read(path)
     if known is not None:
         return known
-    items = _tokenized(sources, Encoder(tokenizer, learn), progress)
+    items = _tokenized(sources, Encoder(tokenizer, responses), progress)
     if not len(items):
         raise TextError("the training text has no items; check the files, 'skip' and 'limit' of the recipe")
     prepare_output(folder, resume=True)
@@ -91,8 +95,8 @@ def tokenize(
 
 def _tokenized(sources: Sequence[DataSource], encoder: Encoder, progress: Progress) -> TokenizedItems:
     ids: list[Tensor] = []
-    learnt: list[Tensor] = []
-    places: list[tuple[int, int, int]] = []
+    loss_mask: list[Tensor] = []
+    origins: list[tuple[int, int, int]] = []
     divisible: list[bool] = []
     names: dict[str, int] = {}
     with progress("Tokenising", len(sources)) as advance:
@@ -100,18 +104,18 @@ def _tokenized(sources: Sequence[DataSource], encoder: Encoder, progress: Progre
             for item in read_items(source):
                 encoded = encoder.encode(item)
                 ids.append(torch.tensor(encoded.ids, dtype=torch.int32))
-                learnt.append(torch.tensor(encoded.learnt, dtype=torch.bool))
+                loss_mask.append(torch.tensor(encoded.loss_mask, dtype=torch.bool))
                 divisible.append(isinstance(item, Document))
                 name = names.setdefault(item.where.name, len(names))
-                places.append((name, _UNITS.index(item.where.unit), item.where.number))
+                origins.append((name, _UNITS.index(item.where.unit), item.where.number))
             advance()
     lengths = torch.tensor([len(item) for item in ids], dtype=torch.int64)
     return TokenizedItems(
         ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int32),
-        learnt=torch.cat(learnt) if learnt else torch.empty(0, dtype=torch.bool),
+        loss_mask=torch.cat(loss_mask) if loss_mask else torch.empty(0, dtype=torch.bool),
         stops=lengths.cumsum(0),
         divisible=torch.tensor(divisible, dtype=torch.bool),
-        places=torch.tensor(places, dtype=torch.int64).reshape(-1, 3),
+        origins=torch.tensor(origins, dtype=torch.int64).reshape(-1, 3),
         names=tuple(names),
     )
 
@@ -126,21 +130,14 @@ def _read(path: Path) -> TokenizedItems | None:
         return None
 
 
-def _key(sources: Iterable[DataSource], tokenizer: PreTrainedTokenizerBase, learn: str) -> str:
+def _key(sources: Iterable[DataSource], tokenizer: PreTrainedTokenizerBase, responses: str) -> str:
     """A hash of all that the tokens depend on: every item, the tokenizer, and how items are encoded."""
     digest = hashlib.sha256()
-    for part in (str(_VERSION), learn, *_identity(tokenizer)):
-        _feed(digest, part)
+    digest.update(json.dumps([_VERSION, responses, *_identity(tokenizer)]).encode())
     for source in sources:
         for item in read_items(source):
-            _feed(digest, json.dumps([type(item).__name__, asdict(item)], sort_keys=True, default=str))
+            digest.update(json.dumps([type(item).__name__, asdict(item)], sort_keys=True, default=str).encode())
     return digest.hexdigest()
-
-
-def _feed(digest: Any, part: str) -> None:
-    data = part.encode("utf-8", "surrogatepass")
-    digest.update(len(data).to_bytes(8, "little"))
-    digest.update(data)
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -21,8 +21,8 @@ from truedepth.training.heads.steps import Drafted, DraftingSteps, Rows
 class HeadDistillation(nn.Module):
     """A head and the loss that it is trained by.
 
-    At each drafted place, the cross-entropy between the target's distribution p over the draft vocabulary V', which is
-    the softmax of its logits there, and the head's q, as in EAGLE-3:
+    At each drafted position, the cross-entropy between the target's distribution p over the draft vocabulary V', which
+    is the softmax of its logits there, and the head's q, as in EAGLE-3:
 
         loss = - sum over tokens t of  sum over v in V' of  p_v(t) log q_v(t)
 
@@ -30,19 +30,19 @@ class HeadDistillation(nn.Module):
 
     Args:
         core: the model that the head is for; it is not packed, and stays as it is.
-        places: drafted places whose losses are learnt; an exit head has one kind of place only, so 1.
-        keep: share of drafts that go on from each place to the next, in training.
+        positions: drafted positions that the head is trained at; an exit head is the same at each, so 1.
+        keep: share of drafts that go on from each position to the next, in training.
 
     Attributes:
         head: what is trained.
-        places: see above.
+        positions: see above.
         steps: runs the head over rows.
     """
 
-    def __init__(self, head: ExitHead | EagleHead, core: PreTrainedModel, places: int, keep: float) -> None:
+    def __init__(self, head: ExitHead | EagleHead, core: PreTrainedModel, positions: int, keep: float) -> None:
         super().__init__()
         self.head = head
-        self.places, self._keep = places, keep
+        self.positions, self._keep = positions, keep
         rows = head_rows(core, head.ids)
         if rows is None:
             raise UnsupportedModelError("the model is packed for decoding; close its Engine before training a head")
@@ -53,7 +53,7 @@ class HeadDistillation(nn.Module):
         self._columns = [columns]
 
     def forward(self, draw: int, **rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Loss and agreement at each place, as sums over all learnt tokens of the rows.
+        """Loss and agreement at each position, as sums over all tokens of the rows that the loss is over.
 
         Where drafts were left out, the sums are what all are likely to come to.
 
@@ -62,10 +62,10 @@ class HeadDistillation(nn.Module):
             rows: see `HeadRows`.
         """
         found = []
-        probs, places = self._target(rows)
-        for drafted in self.steps.run(rows, self.places, self._keep if self.training else 1.0, draw):
-            at = places.gather(1, drafted.targets)  # (B, n)
-            counted = drafted.learnt & (at >= 0)
+        probs, indexes = self._target(rows)
+        for drafted in self.steps.run(rows, self.positions, self._keep if self.training else 1.0, draw):
+            at = indexes.gather(1, drafted.targets)  # (B, n)
+            counted = drafted.loss_mask & (at >= 0)
             logits = self.head.logits(drafted.hidden[counted]).float()  # (m, V')
             loss = cross_entropy(logits, probs[at[counted]], reduction="sum")
             right = (logits.detach().argmax(-1) == self._chosen(drafted, rows, counted)).sum()
@@ -74,7 +74,7 @@ class HeadDistillation(nn.Module):
 
     @torch.no_grad()
     def _target(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """The target's distribution over the draft vocabulary after the tokens that are learnt and can be drafted.
+        """The target's distribution over the draft vocabulary after the tokens in the loss that can be drafted.
 
         Returns:
             Probabilities, (m, V'), and which row of them is of each token, (B, T), -1 where none is.
@@ -82,26 +82,26 @@ class HeadDistillation(nn.Module):
         runner, labels = self.steps.runner, rows["labels"]
         counted = (labels != IGNORED) & (self._columns[0][labels.clamp(min=0)] >= 0)  # (B, T)
         last = rows["last"][counted].to(runner.model.dtype)  # (m, D)
-        places = torch.full_like(labels, -1)
-        places[counted] = torch.arange(len(last), device=labels.device)
-        return runner.logits_of(self._rows[0], last).float().softmax(-1), places
+        indexes = torch.full_like(labels, -1)
+        indexes[counted] = torch.arange(len(last), device=labels.device)
+        return runner.logits_of(self._rows[0], last).float().softmax(-1), indexes
 
     def _chosen(self, drafted: Drafted, rows: Rows, where: Tensor) -> Tensor:
         """The columns of what the target chose after some targets, (B, n) of bool; -1 for what cannot be drafted."""
         return self._columns[0][rows["labels"].gather(1, drafted.targets)[where]]
 
     @torch.no_grad()
-    def agreement(self, batches: Iterable[Rows], places: int) -> tuple[float, ...]:
-        """Share of the target's choices that the head drafts right at each place, where it was right at those before.
+    def agreement(self, batches: Iterable[Rows], positions: int) -> tuple[float, ...]:
+        """Share of the target's choices that the head drafts right at each position, where those before were right.
 
         On text that the target wrote, this is how often a drafted token is accepted whose predecessors were. On other
         text the head is given the text's tokens between, which may not be those that the target would have chosen.
         """
-        right, reached = [0] * places, [0] * places
+        right, reached = [0] * positions, [0] * positions
         for rows in batches:
             alive: Any = True
-            for index, drafted in enumerate(self.steps.run(rows, places)):
-                here = drafted.learnt & alive  # (B, T)
+            for index, drafted in enumerate(self.steps.run(rows, positions)):
+                here = drafted.loss_mask & alive  # (B, T)
                 hit = torch.zeros_like(here)
                 logits = self.head.logits(drafted.hidden[here])
                 hit[here] = logits.argmax(-1) == self._chosen(drafted, rows, here)

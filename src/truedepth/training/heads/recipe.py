@@ -1,7 +1,7 @@
 """Training a head that makes a frozen model draft for itself: from its own states, by its own distribution.
 
-The model's states of some text are made once and kept (`exit_head_states`); the head is distilled on them
-(`exit_head_loss`), as an exit head after the first layers, or as a states head in the manner of EAGLE-3.
+The model's states of some text are made once and kept (`states`); the head is distilled on them (`trainer`), as an exit
+head after the first layers, or in the manner of EAGLE-3.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ from truedepth.engine.drafts.heads.vocabulary import (
     most_frequent,
     vocabulary_size_of,
 )
-from truedepth.families import family_of
 from truedepth.models.loading.load import LoadedModel
-from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
-from truedepth.training.data.rows import IGNORED
+from truedepth.records.recipe import Settings
 from truedepth.training.heads.loss import HeadDistillation
 from truedepth.training.heads.rows import HeadRows
+from truedepth.training.heads.shapes import EagleShape, ExitShape, num_layers_of
 from truedepth.training.heads.states import NOTHING, States, make_states
 from truedepth.training.heads.text import HeadText, read_passages
-from truedepth.training.recipe import Settings, TrainingRecipe
+from truedepth.training.heads.trainer import ExitHeadTrainer
+from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import Training
-from truedepth.training.trainer.figures import place_name
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 HEAD_FOLDER = "head"
 STATES_FOLDER = "states"
@@ -44,64 +43,12 @@ STATES_FOLDER = "states"
 FILE_DTYPE = torch.bfloat16
 """Of a finished head's weights. What it drafts is verified, so a smaller file is worth more than its last digits."""
 
-JUDGED_PLACES = 6
-"""Drafted places at which the finished head's agreement is measured."""
-
-
-class _Shape(Settings):
-    layers: int = Field(default=1, ge=0, description="decoder layers of its own")
-    vocabulary: int = Field(default=8192, ge=1, description="tokens that it can draft: the model's most frequent ones")
-    rank: int | None = Field(
-        default=0,
-        ge=0,
-        description="of a change to the model's own rows of the LM head, with which it projects; 0: the rows as they "
-        "are; null: rows of its own",
-    )
-
-
-class EagleShape(_Shape):
-    """A head that reads the target's states of the tokens verified."""
-
-    kind: Literal["states"]
-    depths: tuple[int, ...] | None = Field(
-        default=None, description="numbers of layers after which it reads states; by default a third, two thirds, all"
-    )
-
-    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> EagleHead:
-        return EagleHead.fresh(
-            loaded.model, self.read_at(loaded), num_layers=self.layers, vocabulary=vocabulary, rank=self.rank
-        )
-
-    def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
-        """The depths of the states that it needs."""
-        count = _num_layers(loaded)
-        return self.depths or tuple(sorted({max(1, count // 3), max(1, 2 * count // 3), count}))
-
-
-class ExitShape(_Shape):
-    """A head after the first layers of the model."""
-
-    kind: Literal["exit"]
-    exit: int = Field(ge=1, description="layers before it")
-    input_norm: bool = Field(default=True, description="put a norm before its layers")
-
-    def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> ExitHead:
-        return ExitHead.fresh(
-            loaded.model,
-            DepthPlan.of_layers(range(self.exit), _num_layers(loaded)),
-            num_layers=self.layers,
-            vocabulary=vocabulary,
-            rank=self.rank,
-            input_norm=self.input_norm and self.layers > 0,
-        )
-
-    def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
-        """The depth of the states that it needs."""
-        return (self.exit,)
+JUDGED_POSITIONS = 6
+"""Drafted positions at which the finished head's agreement is measured."""
 
 
 class HeadData(Settings):
-    """The text whose states a head learns from, and those that it is judged by."""
+    """The text whose states a head is trained on, and those that it is judged by."""
 
     train: HeadText
     held_out: dict[str, HeadText] = Field(default={}, description="by what the card will call them")
@@ -122,46 +69,16 @@ class ExitHeadRecipe(TrainingRecipe):
     """The settings of `truedepth train exit-head`."""
 
     kind: Literal["exit-head"] = "exit-head"
-    data: HeadData  # type: ignore[assignment]  # states in place of tokens
+    data: HeadData  # type: ignore[assignment]  # states instead of tokens
     head: Annotated[EagleShape | ExitShape, Field(discriminator="kind")]
     states: EagleSettings = EagleSettings()
-    places: int = Field(default=3, ge=1, description="drafted places that a states head learns; an exit head needs one")
-    keep: float = Field(default=0.5, gt=0, le=1, description="share of the drafts that go on to each further place")
-    decay: float = Field(default=0.8, gt=0, le=1, description="what each place counts of the one before")
-    rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
+    positions: int = Field(
+        default=3, ge=1, description="drafted positions that an EAGLE head is trained at; an exit head needs one"
+    )
+    keep: float = Field(default=0.5, gt=0, le=1, description="share of the drafts that go on to each further position")
+    decay: float = Field(default=0.8, gt=0, le=1, description="what each position counts of the one before")
+    learning_rate: float = Field(default=1e-3, gt=0, description="learning rate after the warm-up")
     batch: int = Field(default=2, ge=1, description="rows of a step")
-
-
-class ExitHeadTrainer(DepthTrainer):
-    """Distils a model into a head; see `HeadDistillation`.
-
-    Args:
-        decay: what each place counts of the one before.
-    """
-
-    def __init__(self, distillation: HeadDistillation, *others: Any, decay: float, **options: Any) -> None:
-        super().__init__(distillation, *others, **options)
-        self._decay = decay
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The sum of the places' mean losses, each counting `decay` times what the one before counts."""
-        tokens = (inputs["labels"] != IGNORED).sum().clamp(min=1)
-        total = torch.zeros((), device=inputs["labels"].device)
-        for place, (loss, right) in enumerate(model(draw=self._draw(), **inputs)):
-            mean = self.per_token(loss, num_items_in_batch, tokens)
-            total = total + self._decay**place * mean
-            self.extra_losses[place_name("loss", place + 1)] = mean.detach()
-            self.extra_losses[place_name("agreement", place + 1)] = self.per_token(right, num_items_in_batch, tokens)
-        return (total, {}) if return_outputs else total
-
-    def _draw(self) -> int:
-        """The seed of one micro-batch's chance, on every rank another."""
-        draw = self.args.seed
-        for number in (self.state.global_step, self.micro_batch, self.args.process_index):
-            draw = (draw * 1_000_003 + number) % 2**62
-        return draw
 
 
 class ExitHeadKind:
@@ -179,7 +96,7 @@ class ExitHeadKind:
             states, held_out = states_of(recipe, loaded, training.folder, training.progress)
         head = recipe.head.fresh(loaded, draft_vocabulary(loaded, states, recipe.head.vocabulary))
         head.text = f"{len(states)} tokens of {' and '.join(recipe.data.train.sources)}"
-        places = recipe.places if isinstance(head, EagleHead) else 1
+        positions = recipe.positions if isinstance(head, EagleHead) else 1
         judged = States(tuple(part for some in held_out.values() for part in some.parts))
         sources = [source for text in recipe.data.held_out.values() for source in text.sources]
         options = {
@@ -189,7 +106,9 @@ class ExitHeadKind:
             "data_collator": default_collate,
             "processing_class": None,
         }
-        return ExitHeadTrainer(HeadDistillation(head, loaded.model, places, recipe.keep), decay=recipe.decay, **options)
+        return ExitHeadTrainer(
+            HeadDistillation(head, loaded.model, positions, recipe.keep), decay=recipe.decay, **options
+        )
 
     def product(self, training: Training[ExitHeadRecipe], trainer: DepthTrainer) -> ProductRecord:
         """Measure the head on each held-out text, and write it."""
@@ -201,16 +120,19 @@ class ExitHeadKind:
         if training.is_first:
             _round(head)  # before it is measured
             _, held_out = states_of(recipe, loaded, training.folder, training.progress)
+            distillation.eval()
             head.agreement = {
-                name: distillation.eval().agreement(DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_PLACES)
+                name: distillation.eval().agreement(
+                    DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_POSITIONS
+                )
                 for name, states in held_out.items()
             }
             head.save(folder, FILE_DTYPE)
             figures = {f"coverage of {name}": coverage(head, states) for name, states in held_out.items()}
         figures |= {
-            f"agreement on {name}, place {place}": share
+            f"agreement on {name}, position {position}": share
             for name, shares in head.agreement.items()
-            for place, share in enumerate(shares, 1)
+            for position, share in enumerate(shares, 1)
         }
         command = f"truedepth generate {loaded.name} --head {folder} --prompt 'Why is the sky blue?' --stats"
         return ProductRecord(
@@ -225,7 +147,7 @@ class ExitHeadKind:
         states: States,
         sources: Sequence[str] = (),
     ) -> HeadRows:
-        return HeadRows(states, head, _num_layers(loaded), recipe.data.length, sources)
+        return HeadRows(states, head, num_layers_of(loaded), recipe.data.length, sources)
 
 
 KIND = ExitHeadKind()
@@ -279,7 +201,3 @@ def _round(head: torch.nn.Module) -> None:
 def _special(loaded: LoadedModel) -> set[int]:
     size = vocabulary_size_of(loaded.model)
     return {token for token in (*end_ids_of(loaded.model), *loaded.tokenizer.all_special_ids) if 0 <= token < size}
-
-
-def _num_layers(loaded: LoadedModel) -> int:
-    return len(family_of(loaded.model.config).decoder_layers(loaded.model))

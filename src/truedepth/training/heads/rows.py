@@ -22,19 +22,19 @@ class HeadRows(Dataset[dict[str, Tensor]]):
 
     - `input_ids` (T,) int64, and `position_ids` (T,) int64, from 0 at the start of each passage. A passage that a row's
       end cuts goes on in the next row at its own positions;
-    - `labels` (T,) int64: what the model chose after each token, `IGNORED` where it is not learnt;
+    - `labels` (T,) int64: what the model chose after each token, `IGNORED` where the loss leaves it out;
     - `states` (T, W) bfloat16: what the head is given with each token. For an exit head, the states after its exit. For
-      a states head, those at its depths of the token before, side by side; zeros at the start of a passage;
+      an EAGLE head, those at its depths of the token before, side by side; zeros at the start of a passage;
     - `last` (T, D) bfloat16: the model's last states, from which its distribution after each token follows.
 
-    The last row is filled up with tokens of a passage of its own, which is not learnt.
+    The last row is filled up with tokens of a passage of its own, which is not in the loss.
 
     Args:
         num_layers: of the model.
         sources: of the text, in words.
 
     Raises:
-        TextError: there are no tokens to learn.
+        TextError: there are no tokens to train on.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class HeadRows(Dataset[dict[str, Tensor]]):
         self._depths: Sequence[int] = depths_of(head)
         self._shifted = isinstance(head, EagleHead)
         if bool((states.chosen == NOTHING).all()):
-            raise TextError("the text leaves nothing for the head to learn; give text or prompts with answers")
+            raise TextError("the text leaves nothing to train the head on; give text or prompts with answers")
 
     @property
     def record(self) -> RowsRecord:
@@ -59,7 +59,7 @@ class HeadRows(Dataset[dict[str, Tensor]]):
             items=int((self._states.positions == 0).sum()),
             rows=len(self),
             tokens=len(self._states),
-            learnt=int((self._states.chosen != NOTHING).sum()),
+            loss_tokens=int((self._states.chosen != NOTHING).sum()),
         )
 
     def __len__(self) -> int:

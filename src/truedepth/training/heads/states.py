@@ -4,7 +4,7 @@ A folder of states has `states.json`, which says what they are of, and `part-000
 tokens of some passages, one passage after the other:
 
 - `ids` (N,) int32: the tokens;
-- `chosen` (N,) int32: what the model chose after each, -1 where a head does not learn it;
+- `chosen` (N,) int32: what the model chose after each, -1 where the loss leaves it out;
 - `stops` (passages,) int64: where each passage stops;
 - `depth_8` (N, D) bfloat16: the states after 8 layers, and so on for each depth.
 
@@ -44,7 +44,7 @@ from truedepth.training.heads.text import Passage, digest_of
 STATES_FILE = "states.json"
 
 NOTHING = -1
-"""In place of a chosen token that is not learnt."""
+"""Instead of a chosen token that the loss leaves out."""
 
 STORED = torch.bfloat16
 """Type of the states on disk."""
@@ -159,7 +159,7 @@ def _written(passage: Passage, answer: Sequence[int]) -> Tensor:
 def _likeliest(runner: ModelRunner, passage: Passage, hidden: Tensor) -> Tensor:
     """The same for text that was read, by the last layer's states, (N, D)."""
     chosen = torch.full((len(passage.ids),), NOTHING, dtype=torch.int32)
-    wanted = torch.tensor([*passage.learnt[1:], False]).nonzero()[:, 0]
+    wanted = torch.tensor([*passage.loss_mask[1:], False]).nonzero()[:, 0]
     for some in wanted.split(_SCORED):
         chosen[some] = runner.logits(hidden[some.to(hidden.device)][None])[0].argmax(-1).int().cpu()
     return chosen

@@ -1,11 +1,11 @@
-"""A head's drafting on rows of cached states, for all places of a text at once, in a form that can be trained.
+"""A head's drafting on rows of cached states, for all tokens of a text at once, in a form that can be trained.
 
-From each token of a text a head drafts some tokens ahead. At the first place it is given the target's states. At later
-ones a states head is given its own, as it will be when it drafts: training on them is EAGLE-3's training-time test
-(arXiv 2503.01840, section 3.2). The tokens between are those of the text, as in HASS (arXiv 2408.15766).
+From each token of a text a head drafts some tokens ahead. At the first position it is given the target's states. At
+later ones an EAGLE head is given its own, as it will be when it drafts: training on them is EAGLE-3's training-time
+test (arXiv 2503.01840, section 3.2). The tokens between are those of the text, as in HASS (arXiv 2408.15766).
 
-The model's own attention modules do the work: keys of the first place and of each later one lie beside each other, and
-a mask shows each query what it will see in drafting.
+The model's own attention modules do the work: keys of the first position and of each later one lie beside each other,
+and a mask shows each query what it will see in drafting.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Rows = Mapping[str, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Drafted:
-    """What a head comes to at one drafted place.
+    """What a head comes to at one drafted position.
 
     Attributes:
-        place: 1 for the first token drafted, and so on.
+        position: 1 for the first token drafted, and so on.
         starts: the token of its row from which each draft starts, (B, n), int64.
         hidden: the head's last states there, (B, n, D).
         targets: the token of its row after which the target chose what is drafted here, (B, n), int64.
-        learnt: whether there is such a token in the same passage, and it is learnt, (B, n), bool.
+        loss_mask: whether there is such a token in the same passage, and the loss is over it, (B, n), bool.
         share: of the drafts that could go on to here, how many are looked at.
     """
 
@@ -45,7 +45,7 @@ class Drafted:
     starts: Tensor
     hidden: Tensor
     targets: Tensor
-    learnt: Tensor
+    loss_mask: Tensor
     share: float
 
 
@@ -60,40 +60,40 @@ class DraftingSteps:
         self.head, self.runner = head, ModelRunner(core)
         self._stages = self.runner.adopt(head.layers)
 
-    def run(self, rows: Rows, places: int, keep: float = 1.0, draw: int = 0) -> Iterator[Drafted]:
+    def run(self, rows: Rows, positions: int, keep: float = 1.0, draw: int = 0) -> Iterator[Drafted]:
         """Draft from the tokens of some rows.
 
         Args:
-            places: how many tokens ahead.
-            keep: share of the drafts that go on to each further place; the others are left out, drawn by chance.
+            positions: how many tokens ahead.
+            keep: share of the drafts that go on to each further position; the others are left out, drawn by chance.
             draw: seed of that chance.
         """
         generator = torch.Generator().manual_seed(draw)
         chain, marks = _Chain(), _Marks(rows["position_ids"])
         embedded = self.runner.embed(rows["input_ids"]).detach()  # (B, T, D)
         starts = torch.arange(embedded.shape[1], device=embedded.device).expand(len(embedded), -1)  # (B, T)
-        hidden = self._layers(self._first(rows, embedded), marks.first_place(self.runner, starts), chain)
+        hidden = self._layers(self._first(rows, embedded), marks.first_position(self.runner, starts), chain)
         first, share = hidden, 1.0
-        for position in range(1, places + 1):
+        for position in range(1, positions + 1):
             targets = starts + position - 1
-            learnt = _learnt(rows, starts, targets)
-            yield Drafted(position, starts, hidden, targets.clamp(max=embedded.shape[1] - 1), learnt, share)
-            if position == places:
+            loss_mask = _loss_mask(rows, starts, targets)
+            yield Drafted(position, starts, hidden, targets.clamp(max=embedded.shape[1] - 1), loss_mask, share)
+            if position == positions:
                 return
             if keep < 1:
-                going = _learnt(rows, starts, targets + 1)
+                going = _loss_mask(rows, starts, targets + 1)
                 kept = _sample(going, keep, generator)  # (B, n)
                 share *= _part(going.gather(1, kept), going)
                 starts, hidden = starts.gather(1, kept), _gather(hidden, kept)
             following = (starts + position).clamp(max=embedded.shape[1] - 1)
             if isinstance(self.head, EagleHead):
                 entering = self.head.joined(hidden, _gather(embedded, following))
-                hidden = self._layers(entering, marks.later_place(self.runner, starts, position), chain)
+                hidden = self._layers(entering, marks.later_position(self.runner, starts, position), chain)
             else:  # its states of the token drafted are those that the target has, too
                 hidden = _gather(first, following)
 
     def _first(self, rows: Rows, embedded: Tensor) -> Tensor:
-        """What enters the head's layers at the first place, (B, T, D)."""
+        """What enters the head's layers at the first position, (B, T, D)."""
         states = rows["states"].to(embedded.dtype)
         if isinstance(self.head, EagleHead):
             return self.head.joined(self.head.fused(states), embedded)
@@ -104,7 +104,7 @@ class DraftingSteps:
 
 
 class _Chain(KVCache):
-    """Shows a layer all entries that it has written, over all places."""
+    """Shows a layer all entries that it has written, over all positions."""
 
     def __init__(self) -> None:
         super().__init__(0, 0)
@@ -130,12 +130,12 @@ class _Marks:
         self._positions = positions
         order = torch.arange(positions.shape[1], device=positions.device)
         self._passages = order - positions  # (B, T): the same for tokens of one passage, and for no others
-        self._later: list[Tensor] = []  # the starts of each later place
+        self._later: list[Tensor] = []  # the starts of each later position
 
-    def first_place(self, runner: ModelRunner, starts: Tensor) -> ForwardContext:
+    def first_position(self, runner: ModelRunner, starts: Tensor) -> ForwardContext:
         return runner.place_at(self._positions, lambda window: _mask(self._before(starts, 0, window), runner))
 
-    def later_place(self, runner: ModelRunner, starts: Tensor, ahead: int) -> ForwardContext:
+    def later_position(self, runner: ModelRunner, starts: Tensor, ahead: int) -> ForwardContext:
         """Of the tokens `ahead` of the starts, (B, n), which see what stands up to the start, and their own draft."""
         self._later.append(starts)
 
@@ -162,8 +162,8 @@ def _mask(seen: Tensor, runner: ModelRunner) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[:, None]
 
 
-def _learnt(rows: Rows, starts: Tensor, targets: Tensor) -> Tensor:
-    """Whether targets are in the same passage as their starts, and learnt: (B, n), bool."""
+def _loss_mask(rows: Rows, starts: Tensor, targets: Tensor) -> Tensor:
+    """Whether targets are in the same passage as their starts, and in the loss: (B, n), bool."""
     positions, last = rows["position_ids"], rows["labels"].shape[1] - 1
     there = targets.clamp(max=last)
     same = positions.gather(1, there) - there == positions.gather(1, starts) - starts
@@ -171,7 +171,7 @@ def _learnt(rows: Rows, starts: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sample(going: Tensor, keep: float, generator: torch.Generator) -> Tensor:
-    """Places of a share of the drafts that go on, the same number in each row: (B, n), in rising order."""
+    """Indexes of a share of the drafts that go on, the same number in each row: (B, n), in rising order."""
     count = max(1, round(keep * going.shape[1]))
     chance = torch.rand(going.shape, generator=generator).to(going.device)
     return (chance + going).topk(count, 1).indices.sort(1).values
@@ -182,6 +182,6 @@ def _part(kept: Tensor, going: Tensor) -> float:
     return int(kept.sum()) / max(1, int(going.sum())) or 1.0
 
 
-def _gather(hidden: Tensor, places: Tensor) -> Tensor:
+def _gather(hidden: Tensor, indexes: Tensor) -> Tensor:
     """(B, T, D) and (B, n) to (B, n, D)."""
-    return hidden.gather(1, places[:, :, None].expand(-1, -1, hidden.shape[-1]))
+    return hidden.gather(1, indexes[:, :, None].expand(-1, -1, hidden.shape[-1]))

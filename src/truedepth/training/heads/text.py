@@ -8,21 +8,20 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from truedepth.engine.generation import encode_prompt
 from truedepth.errors import TextError
 from truedepth.evaluation.texts import special_start
 from truedepth.records.progress import Progress, silent
+from truedepth.records.recipe import Settings
 from truedepth.training.data.sources import DataSource, Document, read_items
 from truedepth.training.data.tokenized import tokenize
 
 
-class Prompts(BaseModel):
+class Prompts(Settings):
     """Text that the model goes on with, greedily."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: DataSource = Field(description="of format text: each item is a prompt, or text whose parts are prompts")
     chat: bool = Field(default=True, description="each item is a user's message; otherwise its parts are prompts")
@@ -30,10 +29,8 @@ class Prompts(BaseModel):
     new_tokens: int = Field(default=192, ge=2, description="the most that the model writes after each")
 
 
-class HeadText(BaseModel):
-    """Where the states come from. A head drafts best what is like the text that it learnt from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class HeadText(Settings):
+    """Where the states come from. A head drafts best what is like the text that it was trained on."""
 
     read: tuple[DataSource, ...] = Field(default=(), description="text that is read as it is")
     answer: tuple[Prompts, ...] = Field(default=(), description="prompts that the model answers")
@@ -52,12 +49,12 @@ class Passage:
 
     Attributes:
         ids: token ids, at least two of text that is read.
-        learnt: which of them the head learns to draft; all False for a prompt.
+        loss_mask: which of them the head is trained to draft; all False for a prompt.
         new_tokens: the most to write after them; 0: none.
     """
 
     ids: tuple[int, ...]
-    learnt: tuple[bool, ...]
+    loss_mask: tuple[bool, ...]
     new_tokens: int
 
 
@@ -87,7 +84,7 @@ def digest_of(passages: Sequence[Passage]) -> str:
     """A hash of what will be read and written, in its order."""
     digest = hashlib.sha256()
     for passage in passages:
-        digest.update(json.dumps([passage.ids, passage.learnt, passage.new_tokens]).encode())
+        digest.update(json.dumps([passage.ids, passage.loss_mask, passage.new_tokens]).encode())
     return digest.hexdigest()
 
 
@@ -100,10 +97,10 @@ def _read(
         end = stop if divisible else min(stop, start + length)
         for begin in range(start, end, length):
             here = slice(begin, min(begin + length, end))
-            learnt: list[bool] = items.learnt[here].tolist()
-            if any(learnt[1:]):
+            loss_mask: list[bool] = items.loss_mask[here].tolist()
+            if any(loss_mask[1:]):
                 ids: list[int] = items.ids[here].tolist()
-                yield Passage(tuple(ids), tuple(learnt), 0)
+                yield Passage(tuple(ids), tuple(loss_mask), 0)
         start = stop
 
 

@@ -40,7 +40,7 @@ class SharedHead:
         """(n, D) to (n, V)."""
         return to_logits(self._core, self._family, hidden)
 
-    def learning(self) -> list[nn.Parameter]:
+    def trainable(self) -> list[nn.Parameter]:
         """The parameters that are trained."""
         modules = [self._core.get_submodule(name) for name in (self._family.final_norm, self._family.head)]
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
@@ -77,7 +77,7 @@ def summed_losses(
     """
     return SummedLosses(
         *_SummedLosses.apply(  # type: ignore[no-untyped-call]
-            head, criterion, head.tokens_at_once, weights, *states, *head.learning()
+            head, criterion, head.tokens_at_once, weights, *states, *head.trainable()
         )
     )
 
@@ -98,20 +98,20 @@ class _SummedLosses(torch.autograd.Function):
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         states, parameters = tensors[: len(weights)], tensors[len(weights) :]
-        # Each place of the states is in one part; the parameters' gradients are added up, in float32 at least.
+        # Each token of the states is in one part; the parameters' gradients are added up, in float32 at least.
         gradients = [
             torch.zeros_like(tensor, dtype=tensor.dtype if at < len(states) else _precise(tensor)) if need else None
             for at, (tensor, need) in enumerate(zip(tensors, ctx.needs_input_grad[4:], strict=True))
         ]
-        learning = any(gradient is not None for gradient in gradients)
+        training = any(gradient is not None for gradient in gradients)
         losses = torch.zeros(len(states), dtype=_precise(states[0]), device=states[0].device)
         agreed = torch.zeros_like(losses)
         for begin in range(0, len(states[0]), tokens_at_once):
             part = slice(begin, begin + tokens_at_once)
             reference: Tensor | None = None
             for at, state in enumerate(states):
-                with torch.set_grad_enabled(learning):
-                    rows = state[part].detach().requires_grad_(learning)  # (n, D)
+                with torch.set_grad_enabled(training):
+                    rows = state[part].detach().requires_grad_(training)  # (n, D)
                     logits = head(rows).to(losses.dtype)  # (n, V)
                     loss = criterion(logits, part)
                     weighted = loss * weights[at]
@@ -119,7 +119,7 @@ class _SummedLosses(torch.autograd.Function):
                 reference = choices if reference is None else reference
                 losses[at] += loss.detach()
                 agreed[at] += (choices == reference).sum()
-                if learning and weights[at]:
+                if training and weights[at]:
                     own, *shared = torch.autograd.grad(weighted, [rows, *parameters], allow_unused=True)
                     _add(gradients[at], own, part)
                     for total, gradient in zip(gradients[len(states) :], shared, strict=True):

@@ -20,11 +20,11 @@ from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, causal_lm
 
 LayerCall = Callable[..., Tensor]
-"""`call(hidden, **inputs)`: a decoder layer, (B, T, D) to (B, T, D), with what is around it already."""
+"""`call(hidden, **inputs)`: a decoder layer, (B, T, D) to (B, T, D), with its wrappers so far."""
 
 
-class Around(Protocol):
-    """What is put around the calls of decoder layers."""
+class LayerWrapper(Protocol):
+    """Something that is put around the calls of decoder layers."""
 
     def __call__(self, layer: nn.Module, index: int, call: LayerCall, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
         """Do the work of one call.
@@ -44,28 +44,28 @@ class Around(Protocol):
 class _WrappedLayer(nn.Module):
     """Mixed in front of a decoder layer's class by `wrap_layers`."""
 
-    _truedepth_around: tuple[int, list[Around]]
+    _truedepth_wrappers: tuple[int, list[LayerWrapper]]
 
     def __call__(self, hidden_states: Tensor, *args: Any, **inputs: Any) -> Any:
-        index, arounds = self._truedepth_around
+        index, wrappers = self._truedepth_wrappers
 
         def call(hidden: Tensor, **inputs: Any) -> Tensor:
             output = super(_WrappedLayer, self).__call__(hidden, *args, **inputs)
             hidden = output[0] if isinstance(output, tuple) else output
             return hidden
 
-        for around in arounds:
-            call = _wrapped(around, self, index, call)
+        for wrapper in wrappers:
+            call = _wrapped(wrapper, self, index, call)
         return call(hidden_states, **inputs)
 
 
-def _wrapped(around: Around, layer: nn.Module, index: int, inner: LayerCall) -> LayerCall:
-    return lambda hidden, **inputs: around(layer, index, inner, hidden, inputs)
+def _wrapped(wrapper: LayerWrapper, layer: nn.Module, index: int, inner: LayerCall) -> LayerCall:
+    return lambda hidden, **inputs: wrapper(layer, index, inner, hidden, inputs)
 
 
 @contextmanager
-def wrap_layers(model: nn.Module, around: Around) -> Iterator[None]:
-    """Put `around` around the calls of all decoder layers of a causal language model, for as long as the context lasts.
+def wrap_layers(model: nn.Module, wrapper: LayerWrapper) -> Iterator[None]:
+    """Put `wrapper` around the calls of all decoder layers of a causal language model, while the context lasts.
 
     Contexts may be nested: what came later is further out. Backward passes under gradient
     checkpointing belong inside, and so does the restoring of a plan that is applied inside.
@@ -81,17 +81,17 @@ def wrap_layers(model: nn.Module, around: Around) -> Iterator[None]:
     for index, layer in enumerate(layers):
         if not isinstance(layer, _WrappedLayer):
             layer.__class__ = _wrapped_class(type(layer))  # type: ignore[arg-type]  # a Module class is hashable
-            vars(layer)["_truedepth_around"] = (index, [])
-        layer._truedepth_around[1].append(around)
+            vars(layer)["_truedepth_wrappers"] = (index, [])
+        layer._truedepth_wrappers[1].append(wrapper)
     try:
         yield
     finally:
         for layer in layers:
-            arounds = layer._truedepth_around[1]
-            arounds.remove(around)
+            wrappers = layer._truedepth_wrappers[1]
+            wrappers.remove(wrapper)
             # Sharding gives a layer yet another class. It stays, and so does ours below it, with nothing to do.
-            if not arounds and type(layer).__mro__[1] is _WrappedLayer:
-                del layer._truedepth_around
+            if not wrappers and type(layer).__mro__[1] is _WrappedLayer:
+                del layer._truedepth_wrappers
                 layer.__class__ = type(layer).__mro__[2]
 
 
@@ -103,8 +103,8 @@ def zero_grad_call(call: LayerCall, layer: nn.Module, hidden: Tensor, inputs: di
     """
 
     def pass_through(hidden: Tensor) -> Tensor:
-        learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-        output: Tensor = _ZeroGradCall.apply(hidden, *learning)  # type: ignore[no-untyped-call]
+        trainable = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        output: Tensor = _ZeroGradCall.apply(hidden, *trainable)  # type: ignore[no-untyped-call]
         return output
 
     return call(hidden, **inputs, truedepth_instead=pass_through)

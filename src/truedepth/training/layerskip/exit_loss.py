@@ -19,7 +19,7 @@ from truedepth.training.hooks.layer_calls import LayerCall, wrap_layers
 
 @dataclass(frozen=True, slots=True)
 class ExitFigures:
-    """How exits fared over the tokens of a forward that are learnt, by layer. Without gradients.
+    """How exits fared over the tokens of a forward that the loss is over, by layer. Without gradients.
 
     Attributes:
         losses: cross-entropy in nats, summed over tokens; scalars.
@@ -56,15 +56,15 @@ class ExitObjective:
         """The weighted sum over exits of the losses of the present forward, a scalar.
 
         Args:
-            labels: (B, T) int64, not shifted: the token at place t is predicted from place t - 1.
+            labels: (B, T) int64, not shifted: the token at position t is predicted from position t - 1.
             num_items: what the sum over tokens is divided by; None: their number.
         """
         hidden, self._hidden = self._hidden, {}
         targets = labels[:, 1:]
-        learnt = targets != IGNORED  # (B, T - 1)
-        targets = targets[learnt]  # (N,)
+        loss_mask = targets != IGNORED  # (B, T - 1)
+        targets = targets[loss_mask]  # (N,)
         layers = sorted(hidden, reverse=True)  # the last layer first: the others are compared with it
-        states = [hidden[layer][:, :-1][learnt] for layer in layers]  # (N, D) each
+        states = [hidden[layer][:, :-1][loss_mask] for layer in layers]  # (N, D) each
         weights = [self.weights[layer] for layer in layers]
         found = summed_losses(self._head, states, weights, next_token_loss(targets))
         self.found = ExitFigures(

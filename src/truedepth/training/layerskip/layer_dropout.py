@@ -42,19 +42,19 @@ def time_factor(step: int, total_steps: int) -> float:
 
 
 def _rise(at: int, of: int) -> float:
-    """From 0 at 0 to 1 at the last of `of` places."""
+    """From 0 at 0 to 1 at the last of `of` numbers."""
     return math.expm1(at * math.log(2) / (of - 1)) if of > 1 else 0.0
 
 
 def draw_skips(probabilities: Sequence[float], rows: range, seed: int, step: int) -> Skips:
     """Which samples of a step skip which layers.
 
-    The decisions belong to the samples' places in the step's whole batch, over all ranks and accumulated parts. They
+    The decisions belong to the samples' positions in the step's whole batch, over all ranks and accumulated parts. They
     are the same however that batch is divided, and after a resume.
 
     Args:
         probabilities: p(l, t) of each layer.
-        rows: the places of the samples wanted.
+        rows: the positions of the samples wanted.
 
     Returns:
         (len(rows), L).

@@ -12,7 +12,7 @@ from truedepth.training.layerskip.trainer import LayerSkipSettings, LayerSkipTra
 from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import MODEL_FOLDER, Kind, Training, save_model
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class LayerSkipRecipe(TrainingRecipe):
@@ -20,7 +20,7 @@ class LayerSkipRecipe(TrainingRecipe):
 
     kind: Literal["layerskip"] = "layerskip"
     layerskip: LayerSkipSettings = LayerSkipSettings()
-    lora: Lora | None = Field(default=None, description="train adapters on all layers in place of the weights")
+    lora: Lora | None = Field(default=None, description="train adapters on all layers instead of the weights")
 
 
 class _LayerSkip:

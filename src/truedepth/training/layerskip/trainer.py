@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
@@ -22,18 +22,17 @@ from transformers import TrainingArguments
 from truedepth.errors import UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import causal_lm
+from truedepth.records.recipe import Settings
 from truedepth.training.hooks.layer_calls import wrap_layers
 from truedepth.training.layerskip.exit_loss import ExitObjective, training_exits
 from truedepth.training.layerskip.exit_weights import exit_scales, exit_weights, gradual, rotational
 from truedepth.training.layerskip.layer_dropout import LayerDropout, depth_factors, draw_skips, time_factor
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.figures import exit_name
-from truedepth.training.trainer.trainer import DepthTrainer
 
 
-class LayerSkipSettings(BaseModel):
+class LayerSkipSettings(Settings):
     """What LayerSkip's training has besides those of any training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     p_max: float = Field(default=0.1, ge=0, lt=1, description="probability that a sample skips the last layer")
     dropout_over_time: Literal["constant", "rising"] = Field(
@@ -142,26 +141,18 @@ class LayerSkipTrainer(DepthTrainer):
             finally:
                 self._objective = None
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> tuple[Tensor, Any]:
         """The weighted loss of the step's exits; in evaluation, that of the last layer, and those watched beside it."""
-        with self.prepared():
-            objective = cast(ExitObjective, self._objective)
-            last = self._num_layers - 1
-            if model.training:
-                at = self.state.global_step, self.state.max_steps
-                objective.weights = self._settings.weights(self._num_layers, *at)
-                self._dropout.skips = self._skips(len(inputs["input_ids"]), *at)
-            else:
-                objective.weights = {**{layers - 1: 0.0 for layers in self.watched}, last: 1.0}
-            given = {**inputs, "use_cache": False, "logits_to_keep": 1}
-            result = super().compute_loss(model, given, return_outputs, num_items_in_batch)
-            self._note(objective, num_items_in_batch)
+        objective = cast(ExitObjective, self._objective)
+        last = self._num_layers - 1
+        if model.training:
+            at = self.state.global_step, self.state.max_steps
+            objective.weights = self._settings.weights(self._num_layers, *at)
+            self._dropout.skips = self._skips(len(inputs["input_ids"]), *at)
+        else:
+            objective.weights = {**{layers - 1: 0.0 for layers in self.watched}, last: 1.0}
+        result = super().loss_of(model, {**inputs, "use_cache": False, "logits_to_keep": 1}, num_items)
+        self._note(objective, num_items)
         return result
 
     def _skips(self, rows: int, step: int, total_steps: int) -> Any:

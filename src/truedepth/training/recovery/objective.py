@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from truedepth.families import Family
 from truedepth.plan import DepthPlan
+from truedepth.records.recipe import Settings
 from truedepth.training.data.rows import IGNORED
 from truedepth.training.hooks.head_loss import SharedHead, summed_losses
-from truedepth.training.recipe import Settings
 from truedepth.training.recovery.changes import changed_layers
 from truedepth.training.recovery.teacher import Teacher
 
 
 class Objective(Settings):
-    """What is learnt."""
+    """What is trained for."""
 
     kind: Literal["language-model", "distillation"] = Field(
         default="language-model",
@@ -43,12 +43,12 @@ class Objective(Settings):
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
-    """Hidden states of consecutive places of each row.
+class RowStates:
+    """Hidden states of consecutive positions of each row.
 
     Attributes:
         final: what goes into the final norm, (B, T, D).
-        outputs: what comes out of stages, (B, t, D) with t <= T: of the last t of these places. By the layer that
+        outputs: what comes out of stages, (B, t, D) with t <= T: of the last t of these positions. By the layer that
             `compared_layers` names.
     """
 
@@ -58,7 +58,7 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class RecoveryFigures:
-    """Sums over the learnt tokens of a forward; scalars without gradients.
+    """Sums over the tokens of a forward that the loss is over; scalars without gradients.
 
     Attributes:
         cross_entropy: with the text, in nats.
@@ -95,7 +95,7 @@ class Recovery:
 
     Args:
         core: the causal language model that is trained.
-        teacher: the unmodified model, where it is to be learnt from.
+        teacher: the unmodified model, where the loss compares with it.
 
     Attributes:
         found: what the last loss came to.
@@ -106,21 +106,23 @@ class Recovery:
         self._settings, self._teacher = settings, teacher
         self.found: RecoveryFigures | None = None
 
-    def loss(self, student: Places, taught: Places | None, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+    def loss(
+        self, student: RowStates, taught: RowStates | None, labels: Tensor, num_items: Tensor | int | None
+    ) -> Tensor:
         """Cross-entropy or divergence, and the distance of hidden states; a scalar.
 
         The distance of two states is |s - t|^2 / |t|^2, the mean over the stages that are compared.
 
         Args:
             student: the states under the plan.
-            taught: the unmodified model's, of the same places.
-            labels: (B, T) int64, not shifted: the token at place t is predicted from place t - 1.
-            num_items: what sums over tokens are divided by; None: the number of learnt tokens.
+            taught: the unmodified model's, of the same positions.
+            labels: (B, T) int64, not shifted: the token at position t is predicted from position t - 1.
+            num_items: what sums over tokens are divided by; None: the number of tokens in the loss.
         """
         targets = labels[:, 1:]
-        learnt = targets != IGNORED  # (B, T - 1)
-        targets = targets[learnt]  # (N,)
-        rows = student.final[:, :-1][learnt]  # (N, D)
+        loss_mask = targets != IGNORED  # (B, T - 1)
+        targets = targets[loss_mask]  # (N,)
+        rows = student.final[:, :-1][loss_mask]  # (N, D)
         cross_entropies = rows.new_zeros((), dtype=torch.float32)
 
         def criterion(logits: Tensor, part: slice) -> Tensor:
@@ -131,13 +133,13 @@ class Recovery:
                 return loss
             assert self._teacher is not None
             assert taught is not None
-            return self._divergence(logits, self._teacher.logits(taught.final[:, :-1][learnt][part]))
+            return self._divergence(logits, self._teacher.logits(taught.final[:, :-1][loss_mask][part]))
 
         found = summed_losses(self._head, [rows], [1.0], criterion)
         total, distance = found.total, None
         if self._settings.hidden_states:
             assert taught is not None
-            distance = _distance(student.outputs, taught.outputs, learnt)
+            distance = _distance(student.outputs, taught.outputs, loss_mask)
             total = total + self._settings.hidden_states * distance
         self.found = RecoveryFigures(
             cross_entropy=cross_entropies,
@@ -154,11 +156,11 @@ class Recovery:
         return kl_div(own, wanted, reduction="sum", log_target=True) * temperature**2
 
 
-def _distance(outputs: Mapping[int, Tensor], taught: Mapping[int, Tensor], learnt: Tensor) -> Tensor:
-    """The mean over stages of the distances summed over learnt places; a scalar."""
-    total = torch.zeros((), device=learnt.device)
+def _distance(outputs: Mapping[int, Tensor], taught: Mapping[int, Tensor], loss_mask: Tensor) -> Tensor:
+    """The mean over stages of the distances summed over the tokens in the loss; a scalar."""
+    total = torch.zeros((), device=loss_mask.device)
     for key, output in outputs.items():
-        counted = learnt[:, learnt.shape[1] + 1 - output.shape[1] :]  # the last place predicts nothing
+        counted = loss_mask[:, loss_mask.shape[1] + 1 - output.shape[1] :]  # the last position predicts nothing
         own = output[:, :-1][counted].float()  # (n, D)
         wanted = taught[key][:, :-1][counted].float()
         total = total + ((own - wanted).square().sum(-1) / wanted.square().sum(-1)).sum() / len(outputs)

@@ -13,14 +13,15 @@ from truedepth.families import family_of
 from truedepth.methods.plan_text import PLAN_WORDS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
+from truedepth.records.recipe import Settings
 from truedepth.training.adapters import Lora, add_lora, merged
-from truedepth.training.recipe import Settings, TrainingRecipe
+from truedepth.training.recipe import TrainingRecipe
 from truedepth.training.recovery.changes import bake_merges, changed_layers
 from truedepth.training.recovery.objective import Objective
 from truedepth.training.recovery.trainer import RecoveryTrainer
 from truedepth.training.results import ProductRecord
 from truedepth.training.run import MODEL_FOLDER, Kind, Training, save_model
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class Recover(Settings):
@@ -38,13 +39,13 @@ class Recover(Settings):
         description="what is trained: 'changed', the layers that run otherwise than before; 'all', the whole model "
         "with embedding and head; or layers such as '12-27 29'",
     )
-    lora: Lora | None = Field(default=None, description="train adapters on these layers in place of their weights")
+    lora: Lora | None = Field(default=None, description="train adapters on these layers instead of their weights")
     objective: Objective = Objective()
     prompt_tokens: int = Field(
         default=0,
         ge=0,
         description="with prefill 'full': of rows whose prompt is shorter (documents have none), this many tokens are "
-        "read by every layer, and not learnt",
+        "read by every layer, and not trained on",
     )
 
 

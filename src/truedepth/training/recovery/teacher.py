@@ -1,4 +1,4 @@
-"""The model as it was before training, to learn from, in the memory of the model that is trained."""
+"""The model as it was before training, as a teacher in the memory of the model that is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Teacher:
     Args:
         core: the causal language model, with its adapters, if any, in place; fresh ones have no effect. Its trained
             parameters are marked by `requires_grad`.
-        originals: weights in place of the model's, by the names that they have without adapters.
+        originals: weights instead of the model's, by the names that they have without adapters.
     """
 
     def __init__(self, core: Any, family: Family, originals: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Training after a plan: what skipping, pairing or merging layers has cost is learnt back."""
+"""Training under a plan, to win back what skipping, pairing or merging layers has cost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from truedepth.errors import UsageError
 from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, apply, causal_lm, mark_decoding, restore
 from truedepth.plan import DepthPlan
-from truedepth.training.data.rows import IGNORED, Tokens
+from truedepth.training.data.rows import IGNORED, TokenRows
 from truedepth.training.hooks.custom_loss import own_loss
 from truedepth.training.hooks.hidden_states import Reading, reading
-from truedepth.training.recovery.objective import Objective, Places, Recovery, compared_layers
+from truedepth.training.recovery.objective import Objective, Recovery, RowStates, compared_layers
 from truedepth.training.recovery.teacher import Teacher
 from truedepth.training.recovery.two_passes import cut
-from truedepth.training.trainer.trainer import DepthTrainer
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 
 
 class RecoveryTrainer(DepthTrainer):
@@ -39,7 +39,7 @@ class RecoveryTrainer(DepthTrainer):
         model, args, train_dataset, eval_dataset, options: see `DepthTrainer`. What `requires_grad` is trained. The
             model must not run a plan.
         plans: without merged stages (see `bake_merges`).
-        objective: what is learnt.
+        objective: what is trained for.
         originals: weights of the unmodified model that are no longer in `model`, by name.
         prompt_tokens: of rows whose prompt is shorter, this many tokens are the prompt.
 
@@ -82,7 +82,7 @@ class RecoveryTrainer(DepthTrainer):
         # What the loss, which is computed inside of the model's forward, looks at.
         self._read = Reading()
         self._before: Tensor | None = None
-        self._taught: Places | None = None
+        self._taught: RowStates | None = None
 
     def _refuse_for_two_passes(self, args: TrainingArguments, rows: Any) -> None:
         full = next((plan for plan in self.plans if plan.prefill == "full"), None)
@@ -93,7 +93,7 @@ class RecoveryTrainer(DepthTrainer):
                 f"the plan '{full}' reads prompts by every layer and responses over the cache that this leaves, which "
                 "activation checkpointing does not keep; switch it off, or train with prefill 'plan'"
             )
-        if isinstance(rows, Tokens) and rows.packed:
+        if isinstance(rows, TokenRows) and rows.packed:
             raise UsageError(
                 f"the plan '{full}' reads prompts by every layer, so each row must be one item; set 'packed: false'"
             )
@@ -116,20 +116,13 @@ class RecoveryTrainer(DepthTrainer):
 
     # The loss
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def loss_of(self, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None) -> tuple[Tensor, Any]:
         """The loss under the step's plan; in evaluation, the mean over all plans."""
-        with self.prepared():
-            chosen = [self._drawn()] if model.training else range(len(self.plans))
-            results = [self._under(at, model, inputs, num_items_in_batch) for at in chosen]
+        chosen = [self._drawn()] if model.training else range(len(self.plans))
+        results = [self._under(at, model, inputs, num_items) for at in chosen]
         losses = [loss for loss, _ in results]
         loss = losses[0] if len(losses) == 1 else torch.stack(losses).mean()
-        return (loss, results[0][1]) if return_outputs else loss
+        return loss, results[0][1]
 
     def _drawn(self) -> int:
         """Which plan the present step trains: the same on all ranks, and after a resume."""
@@ -151,7 +144,7 @@ class RecoveryTrainer(DepthTrainer):
     ) -> Any:
         given = {name: value for name, value in inputs.items() if name not in ("labels", "response_start", "row")}
         self._taught = self._teach(plan, given)
-        return self._learn(plan, model, {**inputs, "use_cache": False}, num_items)
+        return self._forward(plan, model, {**inputs, "use_cache": False}, num_items)
 
     def _two_passes(
         self, plan: DepthPlan, model: nn.Module, inputs: dict[str, Any], num_items: Tensor | int | None
@@ -163,7 +156,7 @@ class RecoveryTrainer(DepthTrainer):
             "attention_mask": passes.seen,
             "position_ids": torch.cat([passes.prompt_positions, passes.response_positions], 1),
         }
-        # From a prompt's last place on: what it says there is the response's first token.
+        # From a prompt's last position on: what it says there is the response's first token.
         self._taught = self._teach(plan, whole, prompt)
         core = causal_lm(cast(nn.Module, self.model))
         cache = DynamicCache(config=core.config)
@@ -185,19 +178,19 @@ class RecoveryTrainer(DepthTrainer):
             "past_key_values": cache,
             "use_cache": True,
         }
-        return self._learn(plan, model, response, num_items, read.final[:, -1:])
+        return self._forward(plan, model, response, num_items, read.final[:, -1:])
 
-    def _teach(self, plan: DepthPlan, inputs: dict[str, Any], prompt: int = 0) -> Places | None:
-        """What the unmodified model has at the places of `inputs`; after a prompt, from its last place on."""
+    def _teach(self, plan: DepthPlan, inputs: dict[str, Any], prompt: int = 0) -> RowStates | None:
+        """What the unmodified model has at the positions of `inputs`; after a prompt, from its last one on."""
         if self._teacher is None:
             return None
         pairs = compared_layers(plan) if self._objective.hidden_states else {}
         with self.accelerator.autocast():
             states = self._teacher.read(inputs, list(pairs.values()))
         outputs = {own: states.outputs[taught][:, prompt:] for own, taught in pairs.items()}
-        return Places(states.final[:, max(prompt - 1, 0) :], outputs)
+        return RowStates(states.final[:, max(prompt - 1, 0) :], outputs)
 
-    def _learn(
+    def _forward(
         self,
         plan: DepthPlan,
         model: nn.Module,
@@ -205,12 +198,12 @@ class RecoveryTrainer(DepthTrainer):
         num_items: Tensor | int | None,
         before: Tensor | None = None,
     ) -> Any:
-        """The forward that has the loss. `before`: the final state of the place before its first one, (B, 1, D)."""
+        """The forward that has the loss. `before`: the final state of the position before its first one, (B, 1, D)."""
         core = causal_lm(cast(nn.Module, self.model))
         compared = list(compared_layers(plan)) if self._objective.hidden_states else []
         self._before = before
         with reading(core, self._family, compared) as self._read:
-            return super().compute_loss(model, {**inputs, "logits_to_keep": 1}, True, num_items)
+            return super().loss_of(model, {**inputs, "logits_to_keep": 1}, num_items)
 
     def _loss(self, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
         """Called inside of the model's forward."""
@@ -219,7 +212,7 @@ class RecoveryTrainer(DepthTrainer):
         if before is not None:
             final = torch.cat([before, final], 1)  # (B, R + 1, D)
             labels = torch.cat([labels.new_full((len(labels), 1), IGNORED), labels], 1)
-        return self._recovery.loss(Places(final, read.outputs), self._taught, labels, num_items)
+        return self._recovery.loss(RowStates(final, read.outputs), self._taught, labels, num_items)
 
     def _note(self, at: int, loss: Tensor, num_items: Tensor | int | None) -> None:
         found = self._recovery.found
@@ -238,16 +231,16 @@ class RecoveryTrainer(DepthTrainer):
         """Where the responses start, (B,)."""
         if "response_start" not in inputs:
             raise UsageError("rows have no 'response_start', which plans with prefill 'full' need; set 'packed: false'")
-        learnt = inputs["labels"] != IGNORED  # (B, T)
-        last = learnt.shape[1] - 1 - learnt.flip(1).int().argmax(1)
+        loss_mask = inputs["labels"] != IGNORED  # (B, T)
+        last = loss_mask.shape[1] - 1 - loss_mask.flip(1).int().argmax(1)
         starts = inputs["response_start"].clamp(min=self._prompt_tokens)
-        return torch.minimum(starts, last).clamp(min=1, max=learnt.shape[1] - 1)
+        return torch.minimum(starts, last).clamp(min=1, max=loss_mask.shape[1] - 1)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """Prompts are not learnt, and not counted."""
+        """Prompts are not trained on, and not counted."""
         if self._prompt_tokens:
             for batch in batch_samples:
-                places = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
-                batch["labels"] = batch["labels"].masked_fill(places < self._starts(batch)[:, None], IGNORED)
+                positions = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
+                batch["labels"] = batch["labels"].masked_fill(positions < self._starts(batch)[:, None], IGNORED)
         parent: Any = super()
         return parent._get_num_items_in_batch(batch_samples, device)

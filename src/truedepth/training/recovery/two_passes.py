@@ -46,15 +46,15 @@ def cut(ids: Tensor, labels: Tensor, starts: Tensor) -> Passes:
     columns = torch.arange(longest, device=ids.device) - longest + starts[:, None]  # (B, P), below 0: filled up
     prompts = ids.gather(1, columns.clamp(min=0))
     rest = length - int(starts.min())
-    places = starts[:, None] + torch.arange(rest, device=ids.device)  # (B, R), from T on: filled up
-    inside = places < length
-    places = places.clamp(max=length - 1)
+    positions = starts[:, None] + torch.arange(rest, device=ids.device)  # (B, R), from T on: filled up
+    inside = positions < length
+    positions = positions.clamp(max=length - 1)
     seen = torch.cat([columns >= 0, torch.ones(batch, rest, dtype=torch.bool, device=ids.device)], 1)
     return Passes(
         prompts=prompts,
         prompt_positions=columns.clamp(min=0),
-        responses=ids.gather(1, places),
+        responses=ids.gather(1, positions),
         response_positions=starts[:, None] + torch.arange(rest, device=ids.device),
-        labels=labels.gather(1, places).masked_fill(~inside, IGNORED),
+        labels=labels.gather(1, positions).masked_fill(~inside, IGNORED),
         seen=seen.long(),
     )

@@ -16,7 +16,7 @@ FIGURES_FILE = "training.jsonl"
 ExitFigure = Literal["loss", "agreement"]
 
 _EXIT = re.compile(r"(?:eval_)?(loss|agreement)_exit_(\d+)")
-_PLACE = re.compile(r"(?:eval_)?(loss|agreement)_place_(\d+)")
+_POSITION = re.compile(r"(?:eval_)?(loss|agreement)_position_(\d+)")
 
 
 def exit_name(kind: ExitFigure, exit_layers: int) -> str:
@@ -27,17 +27,17 @@ def exit_name(kind: ExitFigure, exit_layers: int) -> str:
     return f"{kind}_exit_{exit_layers}"
 
 
-def place_name(kind: ExitFigure, place: int) -> str:
-    """The name of a figure of the tokens that a head drafts at a place, such as `loss_place_1` for the first ones.
+def position_name(kind: ExitFigure, position: int) -> str:
+    """The name of a figure of the tokens drafted at a position, such as `loss_position_1` for the first ones.
 
     `agreement` is the share of tokens that the last layer chose which the head drafts, given those before them.
     """
-    return f"{kind}_place_{place}"
+    return f"{kind}_position_{position}"
 
 
-def place_of(name: str) -> tuple[str, int] | None:
-    """What and of which drafted place a figure is, for the names that `place_name` makes (with or without `eval_`)."""
-    found = _PLACE.fullmatch(name)
+def position_of(name: str) -> tuple[str, int] | None:
+    """What and of which drafted position a figure is, for names made by `position_name` (with or without `eval_`)."""
+    found = _POSITION.fullmatch(name)
     return (found[1], int(found[2])) if found else None
 
 

@@ -35,7 +35,7 @@ class Pace:
     def __init__(self) -> None:
         self._started = self._ended = self._began = time.monotonic()
         self._tokens = 0
-        self._steps: deque[_Step] = deque(maxlen=_STEPS)
+        self._steps: deque[_TimedStep] = deque(maxlen=_STEPS)
 
     def begin_step(self) -> None:
         """A step begins."""
@@ -48,7 +48,7 @@ class Pace:
     def end_step(self) -> None:
         """The present step is over."""
         now = time.monotonic()
-        self._steps.append(_Step(now - self._began, now - self._ended, self._tokens))
+        self._steps.append(_TimedStep(now - self._began, now - self._ended, self._tokens))
         self._ended, self._tokens = now, 0
 
     @property
@@ -69,7 +69,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _TimedStep:
     """How long a step took, how long it is since the one before ended, and how many tokens it read."""
 
     seconds: float

@@ -49,9 +49,9 @@ class WholeSteps(Sampler[int]):
 
 
 class EvenRows(Dataset[dict[str, Tensor]]):
-    """Rows, and after them as many without any learnt token as make their number a multiple.
+    """Rows, and after them as many without any token in the loss as make their number a multiple.
 
-    Ranks take steps together, so each needs as many batches as the others. Rows without learnt tokens change no mean.
+    Ranks take steps together, so each needs as many batches as the others. Such rows change no mean.
     """
 
     def __init__(self, rows: Dataset[dict[str, Tensor]], multiple: int) -> None:
