@@ -217,8 +217,8 @@ def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Modul
     for stage in plan.stages:
         if len(stage.layers) == 1:
             continue
-        family.require("merge" if stage.merged else plan.form)
         if stage.merged:
+            family.require("merge")
             _require_plain_weights(stage, core, layers)
         # A forward patched into the instance (accelerate's offloading and multi-device hooks) would run in
         # place of the group, and its layers may live on different devices.

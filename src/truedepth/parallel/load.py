@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from truedepth.parallel.partition import pieces_of, require_divisible
 from truedepth.parallel.ranks import Ranks
 from truedepth.parallel.split import Cut, split
 from truedepth.plan import DepthPlan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -84,25 +81,6 @@ def load_split(
         _fill(opened, list(parts.values()), kind, device)
         models = {name: _finish(opened, part, tokenizer, device) for name, part in parts.items()}
     return SplitModels(models, plans, tokenizer, source)
-
-
-def split_model(
-    config: PreTrainedConfig, plan: DepthPlan, read: Callable[[str], Tensor], ranks: Ranks
-) -> PreTrainedModel:
-    """A rank's part of a model whose weights something else gives, on the CPU and in their own type.
-
-    Args:
-        read: gives a parameter of the whole model by name; tied ones by their first name.
-
-    Raises:
-        PlanError, UnsupportedModelError: see `load_split`.
-    """
-    part = _cut(blank_model(config), plan, ranks)
-    for name, cut in part.cuts.items():
-        _place(part.model, name, cut.of(read(cut.source)).clone(memory_format=torch.contiguous_format))
-    for module in part.model.modules():
-        make_buffers(part.model, module)
-    return _under(part.model.eval(), plan)
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> dict[str, Cut]:
-    """Leave of a model on the meta device what one rank holds, in place.
+    """Leave of a model what one rank holds, in place: views, or nothing on the meta device.
 
     The embedding stays whole on every rank: a token reads one row of it, and cutting it would take another all-reduce
     a pass. The LM head, of which a token reads all, is cut by rows (the vocabulary), and its logits gathered.
