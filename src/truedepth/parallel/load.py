@@ -129,7 +129,7 @@ def _fill(source: Source, parts: list[_RankModel], dtype: torch.dtype, device: t
 
 def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     module, _, parameter = name.rpartition(".")
-    model.get_submodule(module)._parameters[parameter] = nn.Parameter(tensor, requires_grad=False)
+    model.get_submodule(module).register_parameter(parameter, nn.Parameter(tensor, requires_grad=False))
 
 
 def _finish(

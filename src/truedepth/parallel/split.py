@@ -106,7 +106,8 @@ def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> 
         own = f"{family.layers}.{index}"
         piece = pieces.get(index)
         if piece is None:
-            layer._modules.clear()  # it keeps its place in the model's loop
+            for name, _ in list(layer.named_children()):
+                delattr(layer, name)  # the layer keeps its position in the model's loop
         else:
             for name, style in styles.items():
                 _cut_linear(layer.get_submodule(name), f"{own}.{name}", style, piece, cuts)
@@ -145,7 +146,8 @@ def _cut_linear(linear: Any, name: str, style: str, piece: Piece, cuts: dict[str
 
 def _keep(module: nn.Module, parameter: str, name: str, cut: Cut, cuts: dict[str, Cut]) -> None:
     cuts[f"{name}.{parameter}"] = cut
-    module._parameters[parameter] = nn.Parameter(cut.of(module._parameters[parameter]), requires_grad=False)  # type: ignore[arg-type]
+    part = cut.of(module.get_parameter(parameter))
+    module.register_parameter(parameter, nn.Parameter(part, requires_grad=False))
 
 
 def _cut_head(model: PreTrainedModel, family: Family, cuts: dict[str, Cut], ranks: Ranks) -> None:
