@@ -28,15 +28,16 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from truedepth import DepthPlan, Engine
+from truedepth import DepthPlan, Engine, apply
 from truedepth.engine.sampling.request import Request
 from truedepth.measuring.machine import processor_name
 from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.loading.embedded import DEFAULT
 from truedepth.models.loading.load import load
 from truedepth.parallel.launch import joined, started_ranks
-from truedepth.parallel.load import split_model
+from truedepth.parallel.partition import pieces_of
 from truedepth.parallel.ranks import GroupRanks, Traffic
+from truedepth.parallel.split import split
 from truedepth.plan import Form
 from truedepth.records.files import write_atomic
 
@@ -85,6 +86,14 @@ def model(layers: int, width: int = 512, vocabulary: int = 49152) -> Any:
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
+def part(whole: Any, plan: DepthPlan, ranks: GroupRanks) -> Any:
+    """What one rank holds of a model, under a plan."""
+    split(whole, pieces_of(plan, ranks.rank, ranks.size), ranks)
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)  # lets go of what is cut off
+    return whole if plan.is_full else apply(whole, plan)
+
+
 def save(folder: Path, layers: int) -> None:
     """The model as a checkpoint, with the embedded model's tokenizer, whose vocabulary is as large."""
     model(layers).save_pretrained(folder)
@@ -114,14 +123,11 @@ def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with joined("cpu") as joining, ExitStack() as opened:
         ranks = Switched(joining.device)
-        whole = model(options.layers, options.width, options.vocabulary)
-        read = dict(whole.named_parameters()).__getitem__
         chosen = plans(options.layers)
+        shape = (options.layers, options.width, options.vocabulary)
         engines = {
-            name: opened.enter_context(Engine(split_model(whole.config, plan, read, ranks)))
-            for name, plan in chosen.items()
+            name: opened.enter_context(Engine(part(model(*shape), plan, ranks))) for name, plan in chosen.items()
         }
-        del whole, read
         seconds: dict[str, list[float]] = {name: [] for name in chosen}
         alone: dict[str, list[float]] = {name: [] for name in chosen}
         traffic: dict[str, Traffic] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -15,22 +16,20 @@ from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.evaluation.quality import compare_quality, judge, scored_log_probabilities
 from truedepth.families import all_families
 from truedepth.measuring.on_ranks import count_passes
-from truedepth.parallel.load import split_model
 from truedepth.parallel.partition import pieces_of, require_divisible
+from truedepth.parallel.split import split
 
 SPLIT = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 PLANS = ("0-5", "(0|1) 2 (3|4) 5", "1 (2|4) 5", "0 (1+2) (3|5) 4")
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.fixture
-def part_of(tiny_model: Callable[..., Any]) -> Callable[..., Any]:
-    """`part_of(whole, plan, ranks)`: a rank's part of a model."""
-
-    def make(whole: Any, plan: DepthPlan, ranks: Any) -> Any:
-        return split_model(whole.config, plan, dict(whole.named_parameters()).__getitem__, ranks)
-
-    return make
+def part_of(whole: Any, plan: DepthPlan, ranks: Any) -> Any:
+    """A rank's part of a model, under a plan."""
+    model = copy.deepcopy(whole)
+    require_divisible(plan, model.config, ranks.size)
+    split(model, pieces_of(plan, ranks.rank, ranks.size), ranks)
+    return model if plan.is_full else apply(model, plan)
 
 
 def expected_logits(whole: Any, plan: DepthPlan, ids: torch.Tensor, forced: int) -> list[torch.Tensor]:
@@ -54,7 +53,6 @@ def test_two_ranks_give_the_logits_of_one_process(
     tiny_model: Callable[..., Any],
     token_ids: Callable[..., torch.Tensor],
     on_threads: Callable[..., list[Any]],
-    part_of: Callable[..., Any],
 ) -> None:
     """By calls of the model: prompt, then single tokens over its cache, which no two ranks fill alike."""
     plan, ids = DepthPlan.parse(notation, 6, form), token_ids(2, 20)
@@ -92,7 +90,6 @@ def test_the_engine_writes_the_same_tokens(
     prefill: Any,
     tiny_model: Callable[..., Any],
     on_threads: Callable[..., list[Any]],
-    part_of: Callable[..., Any],
 ) -> None:
     """Greedy and by a seed, for plans made at random. A prompt that runs every layer counts as the full model does."""
     numbers = random.Random(repr((ranks, size, form, prefill)))
@@ -125,7 +122,6 @@ def test_quality_is_that_of_one_process(
     tiny_model: Callable[..., Any],
     token_ids: Callable[..., torch.Tensor],
     on_threads: Callable[..., list[Any]],
-    part_of: Callable[..., Any],
 ) -> None:
     """Also where no rank but one has the layer that the cache's length is taken from."""
     whole, windows = tiny_model("llama"), token_ids(2, 60)
@@ -146,9 +142,7 @@ def test_quality_is_that_of_one_process(
         assert found.agreement == expected.agreement
 
 
-def test_passes_are_counted_apart(
-    tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]], part_of: Callable[..., Any]
-) -> None:
+def test_passes_are_counted_apart(tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]]) -> None:
     whole, plan = tiny_model("llama"), DepthPlan.parse("0 (1|2) 3 (4|5)", 6, "par", "full")
     prompt = torch.tensor([[4, 5, 6]])
     with torch.no_grad():
@@ -157,9 +151,7 @@ def test_passes_are_counted_apart(
             assert (decoded.all_reduces, decoded.all_gathers) == (6, 1)
 
 
-def test_biases_are_added_once(
-    tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]], part_of: Callable[..., Any]
-) -> None:
+def test_biases_are_added_once(tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]]) -> None:
     """Those of o and down, which every rank could add; and a vocabulary that does not divide by the ranks."""
     whole = tiny_model("llama", attention_bias=True, mlp_bias=True, vocab_size=63, tie_word_embeddings=True)
     plan, ids = DepthPlan.parse("0 (1|2|3) 4 5", 6), torch.tensor([[4, 5, 6, 7]])
@@ -174,9 +166,7 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def test_parts_are_the_whole(
-    tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]], part_of: Any
-) -> None:
+def test_parts_are_the_whole(tiny_model: Callable[..., Any], on_threads: Callable[..., list[Any]]) -> None:
     """What two ranks hold of a pair is one source layer each, and of what is skipped nothing."""
     whole, plan = tiny_model("llama"), DepthPlan.parse("0 (2|3) 5", 6)
     first, second = on_threads(2, lambda ranks: part_of(whole, plan, ranks))
@@ -226,13 +216,13 @@ def test_columns_that_do_not_divide(tiny_model: Callable[..., Any]) -> None:
         require_divisible(DepthPlan.full(6), config, 2)
 
 
-def test_families_that_cannot_be_cut_are_refused(family_name: str, tiny_model: Any, part_of: Any) -> None:
+def test_families_that_cannot_be_cut_are_refused(family_name: str, tiny_model: Any) -> None:
     """Those that can are those that the tests above run."""
     able = {family.name for family in all_families() if "split" not in family.cannot}
     assert able == set(SPLIT)
     if family_name not in able:
         with pytest.raises(UnsupportedModelError, match=f"family {family_name} cannot do 'split': "):
-            part_of(tiny_model(family_name), DepthPlan.full(6), None)
+            split(tiny_model(family_name), {}, ranks=None)
 
 
 def test_grouped_heads_stay_with_their_keys() -> None:

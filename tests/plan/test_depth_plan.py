@@ -1,4 +1,4 @@
-"""The depth plan: notation, figures, composition, and errors that name the wrong token."""
+"""The depth plan: notation, figures, and errors that name the wrong token."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from truedepth.errors import PlanError, UsageError
-from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Stage
+from truedepth.plan import FORMS, PREFILLS, DepthPlan, Stage
 
 
 @st.composite
-def plans(draw: st.DrawFn, num_layers: int | None = None, form: Form | None = None, merges: bool = True) -> DepthPlan:
+def plans(draw: st.DrawFn) -> DepthPlan:
     """Any valid plan: some of the layers, in any order, cut into stages anywhere."""
-    total = num_layers or draw(st.integers(1, 12))
+    total = draw(st.integers(1, 12))
     order = draw(st.permutations(range(total)))
     used = order[: draw(st.integers(1, total))]
     cuts = draw(st.sets(st.integers(1, len(used) - 1))) if len(used) > 1 else set()
     bounds = [0, *sorted(cuts), len(used)]
     stages = []
     for start, end in pairwise(bounds):
-        merged = merges and end - start > 1 and draw(st.booleans())
+        merged = end - start > 1 and draw(st.booleans())
         stages.append(Stage(tuple(used[start:end]), merged))
     prefill = "plan" if any(stage.merged for stage in stages) else draw(st.sampled_from(PREFILLS))
-    return DepthPlan(tuple(stages), total, form or draw(st.sampled_from(FORMS)), prefill)
+    return DepthPlan(tuple(stages), total, draw(st.sampled_from(FORMS)), prefill)
 
 
 class TestNotation:
@@ -224,69 +224,3 @@ class TestFigures:
     def test_dictionary_is_json_and_holds_the_plan(self, plan: DepthPlan) -> None:
         data = json.loads(json.dumps(plan.to_dict()))
         assert DepthPlan.parse(data["notation"], data["num_layers"], data["form"], data["prefill"]) == plan
-
-
-class TestComposition:
-    def test_example(self) -> None:
-        inner = DepthPlan.parse("0 (1|2) 4 5", 6)
-        outer = DepthPlan.parse("0 (1|2) 3", 4)
-        assert inner.compose(outer).notation == "0 (1|2|4) 5"
-
-    @given(plans())
-    def test_the_full_plan_after_changes_nothing(self, plan: DepthPlan) -> None:
-        assert plan.compose(DepthPlan.full(plan.effective_depth)) == plan
-
-    @given(plans())
-    def test_the_full_plan_before_changes_nothing(self, plan: DepthPlan) -> None:
-        composed = DepthPlan.full(plan.num_layers).compose(plan)
-        assert (composed.stages, composed.prefill) == (plan.stages, plan.prefill)
-        if plan.groups:
-            assert composed.form == plan.form
-
-    @given(st.data())
-    def test_associative(self, data: st.DataObject) -> None:
-        first = data.draw(plans(form="par"))
-        second = data.draw(plans(num_layers=first.effective_depth, form="par"))
-        third = data.draw(plans(num_layers=second.effective_depth, form="par"))
-        try:
-            one_way = first.compose(second).compose(third)
-            other_way = first.compose(second.compose(third))
-        except PlanError:
-            assume(False)
-        assert one_way == other_way
-
-    @given(st.data())
-    def test_plans_without_merges_always_compose(self, data: st.DataObject) -> None:
-        inner = data.draw(plans(form="lp", merges=False))
-        outer = data.draw(plans(num_layers=inner.effective_depth, form="lp", merges=False))
-        composed = inner.compose(outer)
-        assert composed.effective_depth == outer.effective_depth
-        assert composed.num_layers == inner.num_layers
-        assert set(composed.layers_used) <= set(inner.layers_used)
-        assert (composed.prefill == "full") == ("full" in (inner.prefill, outer.prefill))
-
-    def test_other_depth(self) -> None:
-        with pytest.raises(PlanError, match="the inner plan has 3 stages, the outer plan is for 4 layers"):
-            DepthPlan.parse("0 (1|2) 3", 4).compose(DepthPlan.full(4))
-
-    def test_two_forms(self) -> None:
-        inner = DepthPlan.parse("0 (1|2) 3 4", 5, form="lp")
-        with pytest.raises(PlanError, match="form 'lp' with groups of form 'par'"):
-            inner.compose(DepthPlan.parse("0 1 (2|3)", 4, form="par"))
-
-    def test_the_form_of_the_plan_that_has_groups_wins(self) -> None:
-        grouped = DepthPlan.parse("0 (1|2) 3", 4, form="par")
-        assert grouped.compose(DepthPlan.full(3)).form == "par"
-        assert DepthPlan.full(4).compose(grouped).form == "par"
-
-    @pytest.mark.parametrize(
-        ("inner", "outer"),
-        [("0 (1+2) 3", "0 (1|2)"), ("0 (1+2) 3", "0 (1+2)"), ("0 (1|2) 3", "0 (1+2)")],
-    )
-    def test_merges_are_final(self, inner: str, outer: str) -> None:
-        with pytest.raises(PlanError, match="cannot become part of"):
-            DepthPlan.parse(inner, 4).compose(DepthPlan.parse(outer, 3))
-
-    def test_plain_layers_can_be_merged_later(self) -> None:
-        composed = DepthPlan.parse("0 2 3 5", 6).compose(DepthPlan.parse("0 (1+2) 3", 4))
-        assert composed.notation == "0 (2+3) 5"

@@ -25,7 +25,7 @@ from truedepth.cli.options import (
 )
 from truedepth.cli.ranks import join_ranks
 from truedepth.errors import TextError, UsageError
-from truedepth.methods.plan_text import PLAN_WORDS, read_plan
+from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def _draft_options(command: Command) -> Command:
             multiple=True,
             metavar="PLAN",
             help="Speculate: draft with this plan and let the model verify, which changes no text. Several times: "
-            f"choose among these. PLAN is {PLAN_WORDS}; 'default' drafts with the head that comes with the model.",
+            f"choose among these. PLAN is {PLAN_FORMATS}; 'default' drafts with the head that comes with the model.",
         ),
     ):
         command = option(command)

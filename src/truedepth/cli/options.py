@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from truedepth.methods.plan_text import PLAN_WORDS
+from truedepth.methods.plan_text import PLAN_FORMATS
 from truedepth.models.loading.placement import DTYPES
 from truedepth.plan import FORMS, PREFILLS
 
@@ -68,7 +68,7 @@ def plan_options(command: Command) -> Command:
         click.option(
             "--plan",
             metavar="PLAN",
-            help=f"Run this plan: {PLAN_WORDS}.",
+            help=f"Run this plan: {PLAN_FORMATS}.",
         ),
     ):
         command = option(command)

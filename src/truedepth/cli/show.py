@@ -9,7 +9,7 @@ import click
 
 from truedepth.cli.options import examples, json_option, print_json
 from truedepth.errors import PlanError, UsageError
-from truedepth.methods.plan_text import PLAN_WORDS, names_a_file, read_plan
+from truedepth.methods.plan_text import PLAN_FORMATS, names_a_file, read_plan
 from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
 from truedepth.report import REPORT_FILE
 
@@ -76,7 +76,7 @@ def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Pref
         if not names_a_file(target):
             raise UsageError(f"'{target}' does not say for how many layers it is; add that, such as --layers 32")
         if not Path(target).exists():
-            raise PlanError(f"there is no '{target}'; give {PLAN_WORDS}")
+            raise PlanError(f"there is no '{target}'; give {PLAN_FORMATS}")
         layers = load_plan(target).num_layers
     return read_plan(target, layers, form, prefill)
 

@@ -12,12 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.configuration_utils import GenerationMode
-from transformers.generation.logits_process import (
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
@@ -234,12 +238,10 @@ def _padding(input_ids: Tensor, mask: Tensor | None, positions: Tensor | None) -
 def _joined(input_ids: Tensor, results: Sequence[GenerationResult], config: GenerationConfig) -> Tensor:
     """Prompts and new tokens, (B, T')."""
     longest = max(len(result.token_ids) for result in results)
-    if config._pad_token_tensor is not None:
-        filling = int(config._pad_token_tensor)
-    elif any(len(result.token_ids) < longest for result in results):
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    filling = ends[0] if config.pad_token_id is None else config.pad_token_id  # as `generate` pads
+    if filling is None and any(len(result.token_ids) < longest for result in results):
         raise UsageError("rows of different lengths have come, and there is no token to pad them; give pad_token_id")
-    else:
-        filling = 0
     rows = [[*result.token_ids, *[filling] * (longest - len(result.token_ids))] for result in results]
     return torch.cat([input_ids, input_ids.new_tensor(rows)], 1)
 

@@ -63,8 +63,6 @@ class Engine:
         running = applied_plan(model)
         self.target = target or running or DepthPlan.full(num_layers)
         _check_target(self.target, num_layers, running)
-        if self.target.groups:
-            family.require(self.target.form)
         self.model, self.tokenizer = core, tokenizer
         embedding: Any = core.get_submodule(family.embedding)
         packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
@@ -83,8 +81,6 @@ class Engine:
         share: bool = True,
     ) -> Draft:
         """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
-        if plan.groups:
-            self.runner.family.require(plan.form)
         key = (plan, head, vocabulary, share)
         found = self._drafts.get(key)
         if not isinstance(found, Draft):

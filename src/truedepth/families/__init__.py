@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Ability = Literal["lp", "par", "merge", "fuse", "checkpoint", "gguf", "split"]
-"""What may be asked of a family beyond skipping layers: the two forms of groups, merged layers, groups as one wide
-layer, a plan written as a checkpoint or as a GGUF file, and layers cut over several ranks."""
+Ability = Literal["merge", "fuse", "checkpoint", "gguf", "split"]
+"""What not every family can do: merged layers, groups as one wide layer, a plan written as a checkpoint or as a GGUF
+file, and layers cut over several ranks. Every family can skip layers and run groups in both forms."""
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,6 @@ from truedepth.records.yaml_files import parse_yaml, read_yaml
 
 End = Literal["value", "low", "high"]
 
-HARDWARE_WORDS = "NAME, NAMExN for N devices, or a profile file; with :STACK for another software stack"
-"""What `load_hardware` takes, for help texts and messages."""
-
 _WHAT = "a hardware profile"
 _COUNT = re.compile(r"(.*?)-?x([0-9]{1,4})")
 

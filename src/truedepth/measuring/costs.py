@@ -64,7 +64,7 @@ class MeasuredCosts:
         fixed_seconds: what a step takes besides its stages.
         layer_seconds: one layer on its own, or a merged stage.
         pair_seconds: two layers side by side, by form; exactly twice `layer_seconds` where no difference
-            from that stood out of the noise. A form that the model's family cannot run is absent.
+            from that stood out of the noise.
         note: one sentence, whether layers side by side save time.
     """
 
@@ -179,18 +179,16 @@ class MeasuredCosts:
         pairs: dict[Form, float] = {}
         findings = []
         for form in FORMS:
-            if form in probes:
-                rounds = [seconds / len(probes[form].groups) for seconds in comparison.saved_seconds(form)]
-                pairs[form], finding = _pair_seconds(form, layer, rounds)
-                findings.append(finding)
+            rounds = [seconds / len(probes[form].groups) for seconds in comparison.saved_seconds(form)]
+            pairs[form], finding = _pair_seconds(form, layer, rounds)
+            findings.append(finding)
         return cls(full_seconds - depth * layer, layer, pairs, _note(findings))
 
 
 def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
     """The plans whose times tell the costs apart.
 
-    The full model, the middle third of the layers skipped, and for each form that the family can run all
-    layers in pairs.
+    The full model, the middle third of the layers skipped, and for each form all layers in pairs.
 
     Raises:
         SearchError: the model has a single layer.
@@ -200,8 +198,7 @@ def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
     from truedepth.models.rewire import causal_lm
 
     core = causal_lm(model)
-    family = family_of(core.config)
-    depth = len(family.decoder_layers(core))
+    depth = len(family_of(core.config).decoder_layers(core))
     if depth < 2:
         raise SearchError("the model has a single layer; there is nothing to skip or to put side by side")
     skipped = max(1, depth // 3)
@@ -211,8 +208,7 @@ def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
     paired = [Stage((layer, layer + 1)) for layer in range(0, depth - 1, 2)]
     last = [Stage((depth - 1,))] if depth % 2 else []
     for form in FORMS:
-        if form not in family.cannot:
-            probes[form] = DepthPlan((*paired, *last), depth, form)
+        probes[form] = DepthPlan((*paired, *last), depth, form)
     return probes
 
 
@@ -229,7 +225,5 @@ def _pair_seconds(form: Form, layer: float, savings: Sequence[float]) -> tuple[f
 
 
 def _note(findings: Sequence[str]) -> str:
-    if not findings:
-        return "This family cannot run layers side by side."
     text = "; ".join(findings)
     return f"{text[0].upper()}{text[1:]}."

@@ -118,7 +118,7 @@ def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> _Probes:
     for part in vocabularies:
         probes["draft head", len(part.ids)] = _draft_head(LMHead(runner, part), last)
     for form in FORMS:
-        if form not in runner.family.cannot and target.num_layers > 1:
+        if target.num_layers > 1:
             probes["pairs", form] = run(_pairs(target.num_layers), form, length, length + 1)
     return probes
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from truedepth.errors import MethodError, PlanError
 from truedepth.plan import DepthPlan, Form, Prefill
 
-PLAN_WORDS = "a plan.yaml, a finished run's folder, a notation such as '0-19 (20|21) 22-29', exit:8, or METHOD@VALUE"
+PLAN_FORMATS = "a plan.yaml, a finished run's folder, a notation such as '0-19 (20|21) 22-29', exit:8, or METHOD@VALUE"
 """What `read_plan` takes, for help texts and messages."""
 
 _NOTATION = re.compile(r"[\d\s()|+-]*")
@@ -57,7 +57,7 @@ def names_a_file(text: str) -> bool:
 
 def _from_file(text: str, num_layers: int) -> DepthPlan:
     if not os.path.exists(text):
-        raise PlanError(f"there is no plan file or run '{text}'; give {PLAN_WORDS}")
+        raise PlanError(f"there is no plan file or run '{text}'; give {PLAN_FORMATS}")
     from truedepth.plan.plan_file import load_plan
 
     plan = load_plan(text)

@@ -2,9 +2,10 @@
 
 Each layer of such a checkpoint is one stage of a depth plan: a layer of the source model, or several side by side as
 one. The classes are those of transformers with layers of their own widths, which `per_layer_config` in `config.json`
-says. This file comes with each checkpoint too, for `trust_remote_code`: it needs transformers 5.20 or later only.
-Where truedepth is installed, `truedepth.load` loads the checkpoint, and `import truedepth.models.modeling_truedepth`
-makes transformers' Auto classes know it.
+says. This file comes with each checkpoint too, for `trust_remote_code`: it needs transformers 5.20 or later only, and
+nothing private of it. It relies on families making their layers as `Layer(config, index)`, `num_hidden_layers` of them
+in `layers`, and on modules that read their widths from `config`. Where truedepth is installed, `truedepth.load` loads
+the checkpoint, and `import truedepth.models.modeling_truedepth` makes transformers' Auto classes know it.
 """
 
 from __future__ import annotations
@@ -96,14 +97,12 @@ class _WideForCausalLM(nn.Module):
 @contextmanager
 def _without_layers(config: Any) -> Iterator[None]:
     """Within it the configuration has no layers, so that a family's own constructor makes only what is around them."""
-    layers, widths = config.num_hidden_layers, config.__dict__.pop("_heterogeneity_spec", None)
-    config.num_hidden_layers = 0
+    layers, widths = config.num_hidden_layers, config.to_dict().get("per_layer_config")
+    config.per_layer_config, config.num_hidden_layers = None, 0
     try:
         yield
     finally:
-        config.num_hidden_layers = layers
-        if widths is not None:
-            config._heterogeneity_spec = widths
+        config.num_hidden_layers, config.per_layer_config = layers, widths
 
 
 @strict

@@ -31,6 +31,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
+from truedepth.models.private_transformers import is_quantized
 from truedepth.models.stages import LayerInputs, is_held, run_group
 from truedepth.plan import DepthPlan, Stage
 
@@ -217,8 +218,8 @@ def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Modul
     for stage in plan.stages:
         if len(stage.layers) == 1:
             continue
-        family.require("merge" if stage.merged else plan.form)
         if stage.merged:
+            family.require("merge")
             _require_plain_weights(stage, core, layers)
         # A forward patched into the instance (accelerate's offloading and multi-device hooks) would run in
         # place of the group, and its layers may live on different devices.
@@ -233,7 +234,7 @@ def _require_plain_weights(stage: Stage, core: Any, layers: Sequence[nn.Module])
     """Refuse the mean of numbers that are not weights: a quantizer's codes, an adapter's factors."""
     modules = [module for index in stage.layers for module in layers[index].modules()]
     problem = None
-    if getattr(core, "hf_quantizer", None) is not None:
+    if is_quantized(core):
         problem = "are quantized; load the model without quantization"
     elif any(hasattr(module, "base_layer") for module in modules):  # as PEFT wraps what it adapts
         problem = "have adapters on them; merge those into the weights first, with merge_and_unload()"

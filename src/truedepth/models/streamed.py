@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from truedepth.models.private_transformers import init_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,23 +40,23 @@ def streamed_model(config: PreTrainedConfig, read: Read) -> PreTrainedModel:
 def _loader(own: dict[str, str], read: Read) -> Callable[[nn.Module, Any], None]:
     def load(module: nn.Module, _: Any) -> None:
         for name, source in own.items():
-            module._parameters[name] = nn.Parameter(read(source).float(), requires_grad=False)
+            module.register_parameter(name, nn.Parameter(read(source).float(), requires_grad=False))
 
     return load
 
 
 def _dropper(blank: dict[str, nn.Parameter]) -> Callable[[nn.Module, Any, Any], None]:
     def drop(module: nn.Module, _: Any, __: Any) -> None:
-        module._parameters.update(blank)
+        for name, parameter in blank.items():
+            module.register_parameter(name, parameter)
 
     return drop
 
 
 def make_buffers(model: PreTrainedModel, module: nn.Module) -> None:
     """Compute what no checkpoint holds, such as rotary frequencies, as transformers does after loading."""
-    buffers: dict[str, Tensor | None] = module._buffers
-    if any(buffer is not None and buffer.is_meta for buffer in buffers.values()):
+    buffers = dict(module.named_buffers(recurse=False, remove_duplicate=False))
+    if any(buffer.is_meta for buffer in buffers.values()):
         for name, buffer in buffers.items():
-            if buffer is not None:
-                buffers[name] = torch.empty_like(buffer, device="cpu")
-        model._init_weights(module)
+            setattr(module, name, torch.empty_like(buffer, device="cpu"))
+        init_module(model, module)

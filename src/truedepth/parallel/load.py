@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from truedepth.parallel.partition import pieces_of, require_divisible
 from truedepth.parallel.ranks import Ranks
 from truedepth.parallel.split import Cut, split
 from truedepth.plan import DepthPlan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -86,25 +83,6 @@ def load_split(
     return SplitModels(models, plans, tokenizer, source)
 
 
-def split_model(
-    config: PreTrainedConfig, plan: DepthPlan, read: Callable[[str], Tensor], ranks: Ranks
-) -> PreTrainedModel:
-    """A rank's part of a model whose weights something else gives, on the CPU and in their own type.
-
-    Args:
-        read: gives a parameter of the whole model by name; tied ones by their first name.
-
-    Raises:
-        PlanError, UnsupportedModelError: see `load_split`.
-    """
-    part = _cut(blank_model(config), plan, ranks)
-    for name, cut in part.cuts.items():
-        _place(part.model, name, cut.of(read(cut.source)).clone(memory_format=torch.contiguous_format))
-    for module in part.model.modules():
-        make_buffers(part.model, module)
-    return _under(part.model.eval(), plan)
-
-
 @dataclass(frozen=True)
 class _RankModel:
     """A model on the meta device, to be filled."""
@@ -151,7 +129,7 @@ def _fill(source: Source, parts: list[_RankModel], dtype: torch.dtype, device: t
 
 def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     module, _, parameter = name.rpartition(".")
-    model.get_submodule(module)._parameters[parameter] = nn.Parameter(tensor, requires_grad=False)
+    model.get_submodule(module).register_parameter(parameter, nn.Parameter(tensor, requires_grad=False))
 
 
 def _finish(

@@ -80,7 +80,7 @@ def is_split(model: PreTrainedModel) -> bool:
 
 
 def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> dict[str, Cut]:
-    """Leave of a model on the meta device what one rank holds, in place.
+    """Leave of a model what one rank holds, in place: views, or nothing on the meta device.
 
     The embedding stays whole on every rank: a token reads one row of it, and cutting it would take another all-reduce
     a pass. The LM head, of which a token reads all, is cut by rows (the vocabulary), and its logits gathered.
@@ -106,7 +106,8 @@ def split(model: PreTrainedModel, pieces: Mapping[int, Piece], ranks: Ranks) -> 
         own = f"{family.layers}.{index}"
         piece = pieces.get(index)
         if piece is None:
-            layer._modules.clear()  # it keeps its place in the model's loop
+            for name, _ in list(layer.named_children()):
+                delattr(layer, name)  # the layer keeps its position in the model's loop
         else:
             for name, style in styles.items():
                 _cut_linear(layer.get_submodule(name), f"{own}.{name}", style, piece, cuts)
@@ -145,7 +146,8 @@ def _cut_linear(linear: Any, name: str, style: str, piece: Piece, cuts: dict[str
 
 def _keep(module: nn.Module, parameter: str, name: str, cut: Cut, cuts: dict[str, Cut]) -> None:
     cuts[f"{name}.{parameter}"] = cut
-    module._parameters[parameter] = nn.Parameter(cut.of(module._parameters[parameter]), requires_grad=False)  # type: ignore[arg-type]
+    part = cut.of(module.get_parameter(parameter))
+    module.register_parameter(parameter, nn.Parameter(part, requires_grad=False))
 
 
 def _cut_head(model: PreTrainedModel, family: Family, cuts: dict[str, Cut], ranks: Ranks) -> None:

@@ -181,38 +181,6 @@ class DepthPlan:
         """
         return sum(1 if stage.is_group and self.form == "par" else 2 for stage in self.stages)
 
-    def compose(self, over: DepthPlan) -> DepthPlan:
-        """Apply a plan to this plan's stages: stage k of this plan is "layer" k of `over`.
-
-        A group of groups is one group of all their layers. `prefill` is "full" if either says so.
-
-        Raises:
-            PlanError: `over` is for another depth, the two plans' groups have different forms, or a merged
-                stage would become part of a group or of another merge.
-        """
-        if over.num_layers != self.effective_depth:
-            raise PlanError(
-                f"cannot compose: the inner plan has {self.effective_depth} stages, the outer plan is for "
-                f"{over.num_layers} layers; the two must be equal"
-            )
-        if self.groups and over.groups and self.form != over.form:
-            raise PlanError(
-                f"cannot compose groups of form '{self.form}' with groups of form '{over.form}'; use one form"
-            )
-        stages = tuple(self._flatten(stage) for stage in over.stages)
-        form = over.form if over.groups else self.form
-        prefill: Prefill = "full" if "full" in (self.prefill, over.prefill) else "plan"
-        return DepthPlan(stages, self.num_layers, form, prefill)
-
-    def _flatten(self, outer: Stage) -> Stage:
-        inner = [self.stages[index] for index in outer.layers]
-        if len(inner) == 1:
-            return inner[0]
-        compound = [stage for stage in inner if stage.merged or (outer.merged and stage.is_group)]
-        if compound:
-            raise PlanError(f"cannot compose: stage '{compound[0]}' cannot become part of '{outer}'")
-        return Stage(tuple(layer for stage in inner for layer in stage.layers), outer.merged)
-
     def with_form(self, form: Form) -> DepthPlan:
         """The same stages with groups run in another form."""
         return replace(self, form=form)

@@ -7,16 +7,15 @@ read once, in place, and never repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import AttentionInterface, PreTrainedConfig
 
 from truedepth.engine.cpu.kernels import kernels
+from truedepth.models.private_transformers import attention_implementation
 
 _NAME = "truedepth"
 
@@ -25,15 +24,9 @@ FEW_QUERIES = 32
 than a mask for all of them."""
 
 
-@contextmanager
-def installed(config: PreTrainedConfig) -> Iterator[None]:
+def installed(config: PreTrainedConfig) -> AbstractContextManager[None]:
     """Make the model of `config` attend by `attend`; afterwards as before."""
-    before = config._attn_implementation
-    config._attn_implementation = _NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+    return attention_implementation(config, _NAME)
 
 
 def attend(
@@ -105,4 +98,4 @@ def _capped(
     return scores.softmax(-1, dtype=torch.float32).to(value.dtype) @ value
 
 
-ALL_ATTENTION_FUNCTIONS.register(_NAME, attend)
+AttentionInterface.register(_NAME, attend)

@@ -153,11 +153,11 @@ def _write_config(source: Source, plan: DepthPlan, folder: Path, dtype: str) -> 
 
 
 def _plain_config(source: Source, values: dict[str, Any]) -> PreTrainedConfig:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     config_class: Any = type(source.config)
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[source.config.model_type]
-    config: PreTrainedConfig = config_class(**values, architectures=[architecture])
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
+    config: PreTrainedConfig = config_class(**values, architectures=[model_class.__name__])
     return config
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
-from truedepth.methods.plan_text import PLAN_WORDS, read_plan
+from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.records.recipe import Settings
@@ -28,7 +28,8 @@ class Recover(Settings):
     """What is trained, under which plan, and on what."""
 
     plans: tuple[str, ...] = Field(
-        min_length=1, description=f"the plan: {PLAN_WORDS}; with several, each step trains one of them, drawn by chance"
+        min_length=1,
+        description=f"the plan: {PLAN_FORMATS}; with several, each step trains one of them, drawn by chance",
     )
     form: Form | None = Field(default=None, description="how groups run, if not as the plan says")
     prefill: Prefill | None = Field(

@@ -1,0 +1,187 @@
+"""Every use of what the documentation of transformers and PyTorch does not promise.
+
+What can be called is called here, and nowhere else. What is overridden in a subclass, or relied on in the way in which
+transformers calls its own modules, is listed here and stands where it is needed. A new release that lacks a name fails
+`tests/models/test_private_transformers.py`; the test that an entry names fails where only its meaning changed. The
+upper bound of transformers in pyproject.toml is the minor release that all of them ran with.
+
+Exported checkpoints carry `modeling_truedepth.py`, which uses none of this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@contextmanager
+def attention_implementation(config: PreTrainedConfig, name: str) -> Iterator[None]:
+    """Make the modules that hold `config` attend by a registered implementation; afterwards as before.
+
+    `set_attn_implementation` does the same in public, but walks over all modules: too slow for each decode step.
+    """
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def init_module(model: PreTrainedModel, module: nn.Module) -> None:
+    """Give a module of a model the values that no checkpoint holds, as transformers does after loading."""
+    model._init_weights(module)
+
+
+def is_quantized(model: Any) -> bool:
+    """Whether a model's parameters hold a quantizer's codes instead of weights.
+
+    Its configuration cannot tell: it keeps `quantization_config` where loading has dequantized.
+    """
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateUse:
+    """One thing that is relied on.
+
+    Attributes:
+        name: the module, the class or function in it, and the name in that.
+        why: what truedepth needs it for.
+        test: what fails when its meaning changes: file and function.
+    """
+
+    name: str
+    why: str
+    test: str
+
+
+_TRAINER = "tests/training/test_trainer.py::"
+
+PRIVATE_USES = (
+    # Called in this module.
+    PrivateUse(
+        "transformers.PreTrainedConfig._attn_implementation",
+        "attention modules look it up at each call: the engine puts its own attention there",
+        "tests/engine/test_engine.py::test_the_model_attends_as_before_afterwards",
+    ),
+    PrivateUse(
+        "transformers.PreTrainedModel._init_weights",
+        "computes rotary frequencies of models whose weights are read tensor by tensor",
+        "tests/parallel/test_ranks.py::test_logits_of_a_checkpoint",
+    ),
+    PrivateUse(
+        "transformers.PreTrainedModel.hf_quantizer",
+        "tells weights from a quantizer's codes, whose mean would be nonsense",
+        "tests/models/test_rewire_restore.py::test_merge_of_quantized_layers_is_refused",
+    ),
+    # How transformers calls its own modules.
+    PrivateUse(
+        "transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward",
+        "layers are called with attention_mask, position_ids, past_key_values and position_embeddings, by these names",
+        "tests/models/test_rewire_equations.py::test_plan_equals_its_equations",
+    ),
+    PrivateUse(
+        "transformers.models.llama.modeling_llama.LlamaAttention.forward",
+        "returns its output first; hands query, key, value, mask and scaling to the attention implementation",
+        "tests/engine/test_engine.py::test_every_family_writes_what_transformers_writes",
+    ),
+    PrivateUse(
+        "transformers.cache_utils.DynamicLayer.is_initialized",
+        "entries of skipped layers that were never written are given a shape, so that `crop` works",
+        "tests/models/test_rewire_decoding.py::test_cache_can_be_cropped",
+    ),
+    PrivateUse(
+        "transformers.cache_utils.DynamicLayer.keys",
+        "entries of skipped layers are freed, or lengthened by zeros as wide as they are",
+        "tests/models/test_rewire_decoding.py::test_skipped_caches_are_freed_at_the_first_decode_step",
+    ),
+    PrivateUse(
+        "transformers.PreTrainedConfig.base_model_tp_plan",
+        "says by the styles 'colwise', 'rowwise' and 'replicated_with_grad_allreduce' how ranks share a layer",
+        "tests/parallel/test_split_models.py::test_two_ranks_give_the_logits_of_one_process",
+    ),
+    # Overridden or set by the trainers.
+    PrivateUse(
+        "transformers.Trainer._get_train_sampler",
+        "rows are drawn step by step, so that ranks and micro-batches do not change what a step sees",
+        _TRAINER + "test_an_interrupted_training_goes_on_bit_for_bit",
+    ),
+    PrivateUse(
+        "transformers.Trainer._run_epoch",
+        "the sampler must know the epoch where several ranks resume within one",
+        _TRAINER + "test_an_interrupted_training_goes_on_bit_for_bit",
+    ),
+    PrivateUse(
+        "transformers.Trainer._load_from_checkpoint",
+        "a training that had finished is loaded without making one more step",
+        "tests/training/test_run.py::test_a_finished_run_that_is_resumed_stays_as_it_is",
+    ),
+    PrivateUse(
+        "transformers.Trainer._get_grad_norm",
+        "a gradient that is not a number ends the training before the step",
+        _TRAINER + "test_a_gradient",
+    ),
+    PrivateUse(
+        "transformers.Trainer._get_output_dir",
+        "a checkpoint is written aside, and renamed when it is whole",
+        _TRAINER + "test_a_failure_keeps_the_one_before",
+    ),
+    PrivateUse(
+        "transformers.Trainer._save",
+        "a saved configuration keeps the cache that training switches off",
+        _TRAINER + "test_a_saved_model_loads",
+    ),
+    PrivateUse(
+        "transformers.Trainer._save_checkpoint",
+        "a checkpoint is written aside, and renamed when it is whole",
+        _TRAINER + "test_a_failure_keeps_the_one_before",
+    ),
+    PrivateUse(
+        "transformers.Trainer._get_num_items_in_batch",
+        "tokens of prompts are neither trained on nor counted",
+        "tests/training/test_recovery.py::test_two_passes",
+    ),
+    PrivateUse(
+        "transformers.Trainer.loss_is_scaled_for_ga",
+        "losses are divided by the tokens of the whole step already",
+        _TRAINER + "test_a_step_is_the_mean_over_its_tokens",
+    ),
+    PrivateUse(
+        "transformers.TrainingArguments._n_gpu",
+        "several GPUs are used by several ranks, not by copies of the model in one process",
+        "tests/training/test_run.py::test_everything_that_is_written",
+    ),
+    PrivateUse(
+        "transformers.PreTrainedModel._loss_function",
+        "a loss that was put on a model is taken away again",
+        "tests/training/test_exit_loss.py::test_the_model_has_its_own_loss_again",
+    ),
+    # Of PyTorch.
+    PrivateUse(
+        "torch.ops.mkldnn._linear_pointwise",
+        "a product with weights that oneDNN has laid out once, instead of at each call",
+        "tests/engine/test_packing.py::test_packed_logits_are_close_to_those_of_dense_weights",
+    ),
+    PrivateUse(
+        "torch.ops.mkldnn._reorder_linear_weight",
+        "lays weights out for that product",
+        "tests/engine/test_packing.py::test_every_parameter_comes_back_bit_for_bit",
+    ),
+    PrivateUse(
+        "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+        "whether oneDNN has the product in bfloat16 on this processor",
+        "tests/engine/test_packing.py::test_other_dtypes",
+    ),
+    PrivateUse(
+        "torch.utils._python_dispatch.TorchDispatchMode",
+        "counts the operations of a layer, for hardware profiles",
+        "tests/hardware/test_profiling.py::test_a_profile_of_one_device",
+    ),
+)
