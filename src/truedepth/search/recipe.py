@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from truedepth.errors import UsageError
 from truedepth.records.files import write_atomic
 from truedepth.records.yaml_files import read_yaml
-from truedepth.search.walk import MOVES, Move, Target
+from truedepth.search.moves import MOVES, Move
+from truedepth.search.walk import Target
 
 LOSSLESS = "lossless"
 """The target of a recipe that looks for a draft."""
