@@ -80,16 +80,14 @@ def test_block_influence_and_angular_distance_follow_their_equations(
     assert distance[:4] == pytest.approx(expected, abs=1e-4)
 
 
-def test_known_losses_are_not_computed_again_and_new_ones_are_told(
+def test_known_losses_are_not_computed_again_and_new_ones_are_added(
     tiny_model: Callable[..., Any], token_ids: Callable[..., Any]
 ) -> None:
     evidence = calibrate(tiny_model("llama"), token_ids(1, CONTEXT + 8))
-    told: dict[str, float] = {}
-    evidence.remembered = {"1-5": 42.0}
-    evidence.on_loss = told.__setitem__
+    evidence.known = {"1-5": 42.0}
     losses = evidence.losses([DepthPlan.parse("1-5", 6), DepthPlan.parse("0-4", 6)])
-    assert losses == [42.0, told["0-4"]]
-    assert list(told) == ["0-4"]
+    assert losses == [42.0, evidence.known["0-4"]]
+    assert list(evidence.known) == ["1-5", "0-4"]
 
 
 def test_plans_whose_weights_or_phases_differ_are_refused(

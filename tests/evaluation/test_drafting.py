@@ -97,16 +97,12 @@ def test_losses_are_of_the_tokens_that_the_model_wrote(
     model = tiny_model("llama")
     with Engine(model) as engine:
         prompt, written = texts_of(engine, token_ids, 1)[0]
-        told_of: list[str] = []
         evidence = read_target_texts(engine, [(prompt, written)])
-        evidence.on_loss = lambda key, loss: told_of.append(key)
-        full = DepthPlan.full(LAYERS)
-        loss = evidence.losses([full])[0]
-        evidence.losses([full])
+        loss = evidence.losses([DepthPlan.full(LAYERS)])[0]
     with torch.no_grad():
         logits = model(torch.tensor([[*prompt, *written]])).logits[0, PROMPT:-1]
     assert loss == pytest.approx(cross_entropy(logits, torch.tensor(written[1:])).item(), rel=1e-4)
-    assert told_of == ["0-5"]
+    assert evidence.known_losses == {"0-5": loss}
 
 
 def test_influence_is_of_layers_that_do_nothing_none(

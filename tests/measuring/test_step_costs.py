@@ -8,7 +8,7 @@ import torch
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.measuring.step_costs import StepCosts, shared_stages
+from truedepth.measuring.step_costs import StepCosts
 from truedepth.measuring.step_timing import TOKENS, measure_step_costs
 from truedepth.plan import DepthPlan
 
@@ -52,13 +52,6 @@ def test_tokens_beyond_those_measured_go_on_along_the_line() -> None:
     plan = DepthPlan.of_layers(range(9), 10)
     costs = [COSTS.round_seconds(plan, None, length) for length in (5, 6, 7)]
     assert costs[2] - costs[1] == pytest.approx(costs[1] - costs[0])
-
-
-@pytest.mark.parametrize(
-    ("notation", "shared"), [("0-3", 4), ("0 1 3", 2), ("1-9", 0), ("0 (1|2) 3", 1), ("0-9", 10), ("9", 0)]
-)
-def test_shared_stages(notation: str, shared: int) -> None:
-    assert shared_stages(DepthPlan.parse(notation, 10)) == shared
 
 
 def test_only_a_pair_that_is_cheaper_is_worth_it() -> None:

@@ -224,3 +224,16 @@ class TestFigures:
     def test_dictionary_is_json_and_holds_the_plan(self, plan: DepthPlan) -> None:
         data = json.loads(json.dumps(plan.to_dict()))
         assert DepthPlan.parse(data["notation"], data["num_layers"], data["form"], data["prefill"]) == plan
+
+
+@pytest.mark.parametrize(
+    ("notation", "shared"), [("0-3", 4), ("0 1 3", 2), ("1-9", 0), ("0 (1|2) 3", 1), ("0-9", 10), ("9", 0)]
+)
+def test_common_prefix_with_the_unmodified_model(notation: str, shared: int) -> None:
+    assert DepthPlan.parse(notation, 10).common_prefix(DepthPlan.full(10)) == shared
+
+
+def test_groups_are_common_only_in_the_same_form() -> None:
+    plan = DepthPlan.parse("0 (1|2) 3", 10)
+    assert plan.common_prefix(plan.with_form("par")) == 1
+    assert plan.common_prefix(plan) == 3

@@ -29,19 +29,19 @@ def test_figures_are_found_once_and_survive(tmp_path: Path) -> None:
 def test_a_line_that_was_cut_off_is_found_again(tmp_path: Path, torn: int) -> None:
     path = tmp_path / "journal.jsonl"
     journal = Journal(path, {})
-    journal.note("loss", "first", 1)
-    journal.note("loss", "second", 2)
+    journal.of_kind("loss")["first"] = 1
+    journal.of_kind("loss")["second"] = 2
     path.write_bytes(path.read_bytes()[:-torn])
     resumed = Journal(path, {})
     assert resumed.of_kind("loss") == {"first": 1}
-    resumed.note("loss", "third", 3)
+    resumed.of_kind("loss")["third"] = 3
     assert Journal(path, {}).of_kind("loss") == {"first": 1, "third": 3}
 
 
 def test_time_adds_up_over_the_parts(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     first = Journal(path, {})
-    first.note("loss", "a", 1)
+    first.of_kind("loss")["a"] = 1
     before = first.seconds
     assert Journal(path, {}).seconds == pytest.approx(before, abs=0.5)
 

@@ -27,9 +27,9 @@ from truedepth.records.progress import Progress
 from truedepth.report import REPORT_FILE
 from truedepth.report.lossless.page import write_lossless_report
 from truedepth.search.draft_benchmark import DraftRun
+from truedepth.search.job import JOURNAL_FILE, RECIPE_FILE
 from truedepth.search.lossless import optimize_lossless
 from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
-from truedepth.search.optimize import JOURNAL_FILE, RECIPE_FILE
 from truedepth.search.recipe import LosslessRecipe, Windows, load_recipe
 
 LAYERS, VOCABULARY = 6, 259

@@ -15,7 +15,8 @@ from truedepth.cli.optimize import command
 from truedepth.errors import OutputError, SearchError, TextError, UsageError
 from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.report import REPORT_FILE
-from truedepth.search.optimize import JOURNAL_FILE, RECIPE_FILE, optimize
+from truedepth.search.job import JOURNAL_FILE, RECIPE_FILE
+from truedepth.search.optimize import optimize
 from truedepth.search.recipe import Recipe, Windows
 from truedepth.search.results import RESULTS_FILE, Results
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from truedepth.errors import SearchError, UsageError
 from truedepth.measuring.costs import MeasuredCosts
 from truedepth.plan import DepthPlan, Form, Stage
-from truedepth.search.walk import MOVES, Search, SearchStep, Target, neighbours, undo
+from truedepth.search.moves import MOVES, neighbours, undo
+from truedepth.search.walk import Search, SearchStep, Target
 
 LAYERS = 8
 

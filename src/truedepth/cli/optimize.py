@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 from truedepth.cli.options import examples, json_option, loading_options, print_json
 from truedepth.errors import UsageError
 from truedepth.report import REPORT_FILE
+from truedepth.search.moves import MOVES, Move
 from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
-from truedepth.search.walk import MOVES, Move
 
 _TARGETS = ("speedup", "max_perplexity_ratio", "depth")
 _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")

@@ -6,7 +6,7 @@ the last hidden state that they share: with the unmodified model, and with each 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import MutableMapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from truedepth.errors import PlanError
 from truedepth.evaluation.layer_statistics import LayerStatistics
+from truedepth.evaluation.plan_tree import key_of, last_states
 from truedepth.evaluation.quality import CONTEXT
 from truedepth.families import family_of
 from truedepth.models.rewire import restore
@@ -37,8 +38,7 @@ class Calibration(LayerStatistics):
         inputs: what else each layer is given.
         every: score every token after the context (1), every second one (2), and so on. For small models the LM head
             is as dear as a third of all layers, and neighbouring tokens say much the same about a plan.
-        remembered: losses by plan. Preset it to go on from an earlier run.
-        on_loss: called with the key and the value of each loss that had to be computed.
+        known: losses by `key_of` a plan; those that are computed are added.
     """
 
     model: PreTrainedModel
@@ -47,8 +47,7 @@ class Calibration(LayerStatistics):
     inputs: list[LayerInputs]
     every: int = 1
     progress: Progress = silent
-    remembered: dict[str, float] = field(default_factory=dict)
-    on_loss: Callable[[str, float], None] = lambda key, loss: None
+    known: MutableMapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._family = family_of(self.model.config)
@@ -65,34 +64,10 @@ class Calibration(LayerStatistics):
         for plan in plans:
             if plan.prefill == "full" or any(stage.merged for stage in plan.stages):
                 raise PlanError(f"calibration judges plans that skip and group layers in prefill too, not '{plan}'")
-        unknown = {key_of(plan): plan for plan in plans if key_of(plan) not in self.remembered}
-        if unknown:
-            with torch.inference_mode(), self.progress("Judging plans", len(unknown)) as advance:
-                self._descend(self.hidden[0], 0, True, list(unknown.values()), advance)
-        return [self.remembered[key_of(plan)] for plan in plans]
-
-    def _descend(
-        self, hidden: Tensor, depth: int, base: bool, plans: list[DepthPlan], advance: Callable[[], None]
-    ) -> None:
-        """Judge plans that agree in their first `depth` stages, whose output is `hidden`.
-
-        Args:
-            hidden: (N, T, D).
-            base: whether those stages are the unmodified model's, whose hidden states are known.
-        """
-        branches: dict[tuple[Stage, Form], list[DepthPlan]] = {}
-        for plan in plans:
-            if depth == plan.effective_depth:
-                self._remember(plan, self._cross_entropy(hidden))
-                advance()
-                continue
-            stage = plan.stages[depth]
-            # The form decides only how groups run: without one, plans of both forms share their stages.
-            branches.setdefault((stage, plan.form if stage.is_group else "lp"), []).append(plan)
-        for (stage, form), members in branches.items():
-            still_base = base and stage.layers == (depth,)
-            output = self.hidden[depth + 1] if still_base else self._run(stage, form, hidden)
-            self._descend(output, depth + 1, still_base, members, advance)
+        with torch.inference_mode():
+            for key, hidden in last_states(plans, self.known, self.hidden, self._run, self.progress, "Judging plans"):
+                self.known[key] = self._cross_entropy(hidden)
+        return [self.known[key_of(plan)] for plan in plans]
 
     def _run(self, stage: Stage, form: Form, hidden: Tensor) -> Tensor:
         layers = [self._layers[index] for index in stage.layers]
@@ -109,17 +84,8 @@ class Calibration(LayerStatistics):
             losses.append(cross_entropy(logits.float(), ids[CONTEXT + 1 :: self.every]).item())
         return sum(losses) / len(losses)
 
-    def _remember(self, plan: DepthPlan, loss: float) -> None:
-        self.remembered[key_of(plan)] = loss
-        self.on_loss(key_of(plan), loss)
-
     def _counted(self, cosines: Tensor) -> Tensor:
         return cosines
-
-
-def key_of(plan: DepthPlan) -> str:
-    """What tells plans apart whose losses differ."""
-    return f"{plan.form}: {plan.notation}" if plan.groups else plan.notation
 
 
 def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = silent, *, every: int = 1) -> Calibration:

@@ -11,7 +11,7 @@ instead of the target's: from the second drafted token on, their agreement is an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,9 +24,8 @@ from truedepth.engine.runner.caches import KVCache
 from truedepth.engine.runner.model_runner import ForwardContext, ModelRunner
 from truedepth.engine.sampling.request import Request
 from truedepth.evaluation.agreement import Agreement
-from truedepth.evaluation.calibration import key_of
 from truedepth.evaluation.layer_statistics import LayerStatistics
-from truedepth.measuring.step_costs import shared_stages
+from truedepth.evaluation.plan_tree import key_of, last_states
 from truedepth.plan import DepthPlan, Form, Stage
 from truedepth.records.progress import Progress, silent
 
@@ -52,17 +51,16 @@ class TargetTexts(LayerStatistics):
     """The `DraftEvidence` of a real model. Made by `read_target_texts`.
 
     Attributes:
-        trunk: the model.
+        runner: the model.
         tokens: what the target wrote but for its first token, (N, T) int64, filled up with zeros.
         lengths: how many of them are real, by text.
-        place: where the tokens stand after which the target wrote those.
+        context: of the tokens after which the target wrote those.
         cache: the target's entries of the texts.
-        hidden: what goes into each layer at those places and, last, what comes out of the last: L + 1 times (N, T, D).
+        hidden: what goes into each layer at those tokens and, last, what comes out of the last: L + 1 times (N, T, D).
         vocabularies: of drafts, each of another size.
-        every: of the places, how many losses are of: all (1), every second one (2), and so on.
-        remembered_losses: by `key_of` a plan. Preset it to go on from an earlier run.
-        remembered_agreements: rows by size of the vocabulary (`WHOLE` or a number), by `key_of` a plan. Likewise.
-        on_loss, on_agreement: called with what had to be computed.
+        every: score every token (1), every second one (2), and so on, for losses.
+        known_losses: by `key_of` a plan; those that are computed are added.
+        known_agreements: rows by size of the vocabulary (`WHOLE` or a number), by `key_of` a plan. Likewise.
     """
 
     runner: ModelRunner
@@ -74,31 +72,25 @@ class TargetTexts(LayerStatistics):
     vocabularies: Sequence[DraftVocabulary]
     every: int = 1
     progress: Progress = silent
-    remembered_losses: dict[str, float] = field(default_factory=dict)
-    remembered_agreements: dict[str, dict[str, list[str]]] = field(default_factory=dict)
-    on_loss: Callable[[str, float], None] = lambda key, loss: None
-    on_agreement: Callable[[str, dict[str, list[str]]], None] = lambda key, rows: None
+    known_losses: MutableMapping[str, float] = field(default_factory=dict)
+    known_agreements: MutableMapping[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def losses(self, plans: Sequence[DepthPlan]) -> list[float]:
         """Mean cross-entropy (nats a token) of the target's tokens under each plan."""
-        for plan, hidden in self._outputs(plans, self.remembered_losses):
+        for key, hidden in self._last_states(plans, self.known_losses):
             scored = self._real()
             scored[:, torch.arange(scored.shape[1]) % self.every > 0] = False
             logits = self.runner.logits(hidden[scored][None])[0]  # (S, V)
-            loss = cross_entropy(logits.float(), self.tokens[scored]).item()
-            self.remembered_losses[key_of(plan)] = loss
-            self.on_loss(key_of(plan), loss)
-        return [self.remembered_losses[key_of(plan)] for plan in plans]
+            self.known_losses[key] = cross_entropy(logits.float(), self.tokens[scored]).item()
+        return [self.known_losses[key_of(plan)] for plan in plans]
 
     def agreements(self, plans: Sequence[DepthPlan]) -> list[Mapping[int | None, Agreement]]:
         """See `truedepth.search.draft_search.DraftEvidence`."""
-        for plan, hidden in self._outputs(plans, self.remembered_agreements):
-            rows = self._rows(hidden)
-            self.remembered_agreements[key_of(plan)] = rows
-            self.on_agreement(key_of(plan), rows)
+        for key, hidden in self._last_states(plans, self.known_agreements):
+            self.known_agreements[key] = self._rows(hidden)
         return [
             {None if size == WHOLE else int(size): Agreement(tuple(rows)) for size, rows in known.items()}
-            for known in (self.remembered_agreements[key_of(plan)] for plan in plans)
+            for known in (self.known_agreements[key_of(plan)] for plan in plans)
         ]
 
     def _rows(self, hidden: Tensor) -> dict[str, list[str]]:
@@ -114,25 +106,13 @@ class TargetTexts(LayerStatistics):
         return rows
 
     @torch.inference_mode()
-    def _outputs(self, plans: Sequence[DepthPlan], known: Mapping[str, object]) -> Iterator[tuple[DepthPlan, Tensor]]:
-        """The last hidden states of each plan that is not known, (N, T, D); what plans begin with alike runs once."""
-        missing = {key_of(plan): plan for plan in plans if key_of(plan) not in known}
-        if not missing:
-            return
+    def _last_states(self, plans: Sequence[DepthPlan], known: Container[str]) -> Iterator[tuple[str, Tensor]]:
         cache = _DraftCache(self.cache)
-        held: list[tuple[Stage, Form, Tensor]] = []
-        with self.progress("Judging drafts", len(missing)) as advance:
-            for plan in sorted(missing.values(), key=lambda plan: [stage.layers for stage in plan.stages]):
-                del held[_in_common(held, plan) :]
-                for stage in plan.stages[len(held) :]:
-                    if len(held) < shared_stages(plan):
-                        hidden = self.hidden[len(held) + 1]
-                    else:
-                        hidden = held[-1][2] if held else self.hidden[0]
-                        hidden = self.runner.run([stage], plan.form, hidden, self.context, lambda _: cache)
-                    held.append((stage, plan.form, hidden))
-                yield plan, held[-1][2]
-                advance()
+
+        def run(stage: Stage, form: Form, hidden: Tensor) -> Tensor:
+            return self.runner.run([stage], form, hidden, self.context, lambda _: cache)
+
+        yield from last_states(plans, known, self.hidden, run, self.progress, "Judging drafts")
 
     def _real(self) -> Tensor:
         """Which places hold a token that the target wrote, (N, T)."""
@@ -213,16 +193,6 @@ def _beside(context: ForwardContext, dtype: torch.dtype) -> ForwardContext:
         mask = torch.zeros(len(positions), context.span + len(positions), dtype=dtype, device=positions.device)
         masks[window] = mask.masked_fill_(~torch.cat([seen, own], 1), -torch.inf)[None, None]
     return replace(context, masks=masks)
-
-
-def _in_common(held: Sequence[tuple[Stage, Form, Tensor]], plan: DepthPlan) -> int:
-    """How many leading stages of a plan have been run."""
-    count = 0
-    for (stage, form, _), own in zip(held, plan.stages, strict=False):
-        if stage != own or (own.is_group and form != plan.form):
-            break
-        count += 1
-    return count
 
 
 def _as_row(agreed: Tensor) -> str:

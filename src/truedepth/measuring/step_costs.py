@@ -43,7 +43,7 @@ class StepCosts(BaseModel):
             vocabulary: how many tokens its head may propose, a size that was measured; None: all.
             length: d, tokens drafted.
         """
-        shared = shared_stages(plan)
+        shared = plan.common_prefix(DepthPlan.full(plan.num_layers))
         prefix = self.begin_seconds + shared * self.layer_seconds[1]
         alone = sum(self._stage_seconds(stage, plan.form) for stage in plan.stages[shared:])
         head = self.head_seconds[1] if vocabulary is None else self.draft_head_seconds[vocabulary]
@@ -58,12 +58,6 @@ class StepCosts(BaseModel):
     def _stage_seconds(self, stage: Stage, form: Form) -> float:
         layer = self.layer_seconds[1]
         return layer + (len(stage.layers) - 1) * (self.pair_seconds[form] - layer) if stage.is_group else layer
-
-
-def shared_stages(plan: DepthPlan) -> int:
-    """How many leading stages a plan has in common with the unmodified model."""
-    full = DepthPlan.full(plan.num_layers).stages
-    return next((at for at, stage in enumerate(plan.stages) if stage != full[at]), plan.effective_depth)
 
 
 def _between(seconds: Mapping[int, float], tokens: int) -> float:

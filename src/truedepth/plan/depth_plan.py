@@ -181,6 +181,15 @@ class DepthPlan:
         """
         return sum(1 if stage.is_group and self.form == "par" else 2 for stage in self.stages)
 
+    def common_prefix(self, other: DepthPlan) -> int:
+        """How many leading stages the two plans have in common; groups only where they run in the same form."""
+        count = 0
+        for own, its in zip(self.stages, other.stages, strict=False):
+            if own != its or (own.is_group and self.form != other.form):
+                break
+            count += 1
+        return count
+
     def with_form(self, form: Form) -> DepthPlan:
         """The same stages with groups run in another form."""
         return replace(self, form=form)

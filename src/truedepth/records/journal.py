@@ -9,14 +9,25 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from truedepth.errors import OutputError
 from truedepth.records.files import output_error
 
-Value = TypeVar("Value")
+
+class Figures(dict[str, Any]):
+    """Figures of one kind, by key. What is set is on disk at once: plain numbers, strings, lists and dicts."""
+
+    def __init__(self, known: Mapping[str, Any], keep: Callable[[str, Any], None]) -> None:
+        super().__init__(known)
+        self._keep = keep
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._keep(key, value)
 
 
 class Journal:
@@ -32,7 +43,6 @@ class Journal:
 
     def __init__(self, path: Path, subject: dict[str, Any]) -> None:
         self._path = path
-        self._known: dict[str, dict[str, Any]] = {}
         self._seconds_before = 0.0
         self._started = time.monotonic()
         lines = self._read()
@@ -40,30 +50,30 @@ class Journal:
             self._write({"subject": subject})
         elif lines[0].get("subject") != subject:
             raise OutputError(_difference(path, lines[0].get("subject") or {}, subject))
+        known: dict[str, dict[str, Any]] = {}
         for line in lines[1:]:
-            self._known.setdefault(line["kind"], {})[line["key"]] = line["value"]
+            known.setdefault(line["kind"], {})[line["key"]] = line["value"]
             self._seconds_before = line["seconds"]
+        self._kinds = {kind: Figures(figures, partial(self._keep, kind)) for kind, figures in known.items()}
 
     @property
     def seconds(self) -> float:
         """How long the job has run, over all its parts."""
         return self._seconds_before + time.monotonic() - self._started
 
-    def of_kind(self, kind: str) -> dict[str, Any]:
+    def of_kind(self, kind: str) -> Figures:
         """All figures of a kind, by key."""
-        return dict(self._known.get(kind, {}))
-
-    def note(self, kind: str, key: str, value: Any) -> None:
-        """Keep a figure: plain numbers, strings, lists and dicts."""
-        self._known.setdefault(kind, {})[key] = value
-        self._write({"kind": kind, "key": key, "value": value, "seconds": round(self.seconds, 3)})
+        return self._kinds.setdefault(kind, Figures({}, partial(self._keep, kind)))
 
     def remember(self, kind: str, key: str, find: Callable[[], Any]) -> Any:
         """The figure of that kind and key; `find` is called only where it is not known yet."""
-        known = self._known.get(kind, {})
-        if key not in known:
-            self.note(kind, key, find())
-        return self._known[kind][key]
+        figures = self.of_kind(kind)
+        if key not in figures:
+            figures[key] = find()
+        return figures[key]
+
+    def _keep(self, kind: str, key: str, value: Any) -> None:
+        self._write({"kind": kind, "key": key, "value": value, "seconds": round(self.seconds, 3)})
 
     def _read(self) -> list[dict[str, Any]]:
         """The whole lines; what follows the last of them is cut off the file."""

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Protocol
 
 from truedepth.evaluation.agreement import Agreement
-from truedepth.evaluation.calibration import key_of
+from truedepth.evaluation.plan_tree import key_of
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.methods import build_method
 from truedepth.methods.base import Evidence, EvidenceMethod, LayerMethod

@@ -8,27 +8,22 @@ the winner is timed once more on report prompts, which nothing was chosen by. On
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, build_vocabulary
 from truedepth.engine.engine import Engine
 from truedepth.errors import SearchError
-from truedepth.evaluation.calibration import key_of
 from truedepth.evaluation.drafting import TargetTexts, Text, read_target_texts, write_texts
-from truedepth.evaluation.texts import Sizes, TextRecord, Texts, default_texts, read_text_file, read_texts
-from truedepth.measuring.machine import machine_record
+from truedepth.evaluation.plan_tree import key_of
+from truedepth.evaluation.texts import Sizes, default_texts, read_text_file
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.models.loading.load import LoadedModel, load
-from truedepth.models.record import ModelRecord
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
-from truedepth.records.files import prepare_output, write_atomic
-from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
 from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, WallClockTimer, draft_record
 from truedepth.search.draft_search import DraftSearch, Rating
+from truedepth.search.job import Job, open_job
 from truedepth.search.lossless_results import (
     LOSSLESS_FILE,
     AimRecord,
@@ -37,7 +32,6 @@ from truedepth.search.lossless_results import (
     PaceRecord,
     TimedRecord,
 )
-from truedepth.search.optimize import JOURNAL_FILE, RECIPE_FILE
 from truedepth.search.recipe import LosslessRecipe
 
 NEW_TOKENS = 64
@@ -72,49 +66,36 @@ def optimize_lossless(
     A draft that pays is written too: its plan as `plan.yaml` and its vocabulary, if it has one, as
     `truedepth.engine.drafts.heads.vocabulary.DraftVocabulary` saves it.
 
-    Everything that takes time is kept in `journal.jsonl` as soon as it is known, so a job that was interrupted goes
-    on from there and ends with the same draft.
-
     Args:
-        folder: created if it is missing; it must be empty unless `resume`.
-        resume: go on with the run that `folder` holds, which must have had the same recipe.
-        progress: told of each part of the work.
-        bench: what looks at the clock; this machine's where it is None.
+        folder, resume: see `truedepth.search.job.open_job`.
+        progress: shown each part of the work.
+        timer: all that looks at the clock; this machine's where it is None.
 
     Raises:
         TruedepthError: what the recipe asks for is wrong, cannot be loaded, reached or written.
     """
-    prepare_output(folder, resume=resume)
-    journal = Journal(folder / JOURNAL_FILE, {"version": VERSION, **recipe.to_dict()})
-    recipe.save(folder / RECIPE_FILE)
-    with progress("Loading the model", 1) as advance:
-        loaded = load(
-            recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=recipe.trust_remote_code
-        )
-        advance()
+    job = open_job(recipe, folder, progress, resume=resume)
+    loaded = job.loaded
     with Engine(loaded.model, loaded.tokenizer) as engine:
-        job = Job(recipe, journal, loaded, engine, timer or WallClockTimer(), progress)
-        results = job.run()
-        vocabulary = job.vocabularies.get(results.best.draft.vocabulary or 0)
+        search = DraftJob(job, engine, timer or WallClockTimer())
+        results = search.run()
+        vocabulary = search.vocabularies.get(results.best.draft.vocabulary or 0)
     if results.pays:
         comment = f"The draft found by truedepth {VERSION} for {recipe.model}: {results.best.draft.method}"
         save_plan(results.best.draft.to_plan(), folder / PLAN_FILE, comment=comment)
         if vocabulary is not None:
             vocabulary.save(folder, loaded.model, loaded.tokenizer)
-    write_atomic(folder / LOSSLESS_FILE, results.model_dump_json(indent=2) + "\n")
+    job.save(results, LOSSLESS_FILE)
     return results
 
 
-@dataclass
-class Job:
-    """One run of the job on a loaded model."""
+@dataclass(frozen=True)
+class DraftJob:
+    """The search for a draft, on a loaded model."""
 
-    recipe: LosslessRecipe
-    journal: Journal
-    loaded: LoadedModel
+    job: Job[LosslessRecipe]
     engine: Engine
     timer: Timer
-    progress: Progress = silent
 
     def run(self) -> LosslessResults:
         """Rate all drafts, time the best on validation prompts, and the winner on report prompts.
@@ -136,11 +117,11 @@ class Job:
     def vocabularies(self) -> dict[int, DraftVocabulary]:
         """The draft vocabularies that are tried, by size."""
         whole, end_ids = self.engine.runner.vocabulary_size, self.engine.end_ids
-        special = {*end_ids, *self.loaded.tokenizer.all_special_ids}  # which every vocabulary has
+        special = {*end_ids, *self.job.loaded.tokenizer.all_special_ids}  # which every vocabulary has
         counted, source = self._counted
         return {
             size: build_vocabulary(
-                self.loaded.tokenizer, counted, size, vocabulary_size=whole, end_ids=end_ids, source=source
+                self.job.loaded.tokenizer, counted, size, vocabulary_size=whole, end_ids=end_ids, source=source
             )
             for size in (whole // part for part in _VOCABULARY_PARTS)
             if size > 2 * len(special)
@@ -149,16 +130,11 @@ class Job:
     @cached_property
     def _counted(self) -> tuple[list[str], str]:
         """The text in which tokens are counted, and where it came from: the user's, or more of the default."""
-        if self.recipe.text is not None:
-            return [read_text_file(self.recipe.text)], self._texts.source
-        tokenizer = self.loaded.tokenizer
-        more = default_texts(tokenizer, Sizes(_COUNTED_WINDOWS, 1, 1), self.recipe.seed)
+        if self.job.recipe.text is not None:
+            return [read_text_file(self.job.recipe.text)], self.job.texts.source
+        tokenizer = self.job.loaded.tokenizer
+        more = default_texts(tokenizer, Sizes(_COUNTED_WINDOWS, 1, 1), self.job.recipe.seed)
         return tokenizer.batch_decode(more.calibration, skip_special_tokens=True), more.source
-
-    @cached_property
-    def _texts(self) -> Texts:
-        sizes = Sizes(**self.recipe.windows.model_dump())
-        return read_texts(self.recipe.text, self.loaded.tokenizer, sizes, self.recipe.seed)
 
     @cached_property
     def _written(self) -> list[Text]:
@@ -167,15 +143,15 @@ class Job:
         Raises:
             SearchError: no others.
         """
-        prompts: list[list[int]] = self._texts.calibration.tolist()
+        prompts: list[list[int]] = self.job.texts.calibration.tolist()
 
         def write() -> list[list[int]]:
-            with self.progress("Writing texts", 1) as advance:
+            with self.job.progress("Writing texts", 1) as advance:
                 texts = write_texts(self.engine, prompts, NEW_TOKENS)
                 advance()
             return [list(written) for _, written in texts]
 
-        written: list[list[int]] = self.journal.remember("texts", "calibration", write)
+        written: list[list[int]] = self.job.journal.remember("texts", "calibration", write)
         texts: list[Text] = [
             (prompt, tokens) for prompt, tokens in zip(prompts, written, strict=True) if len(tokens) > 1
         ]
@@ -188,26 +164,24 @@ class Job:
 
     @cached_property
     def _evidence(self) -> TargetTexts:
-        evidence = read_target_texts(self.engine, self._written, list(self.vocabularies.values()), self.progress)
-        evidence.remembered_agreements = self.journal.of_kind("agreement")
-        evidence.on_agreement = lambda key, rows: self.journal.note("agreement", key, rows)
+        evidence = read_target_texts(self.engine, self._written, list(self.vocabularies.values()), self.job.progress)
+        evidence.known_agreements = self.job.journal.of_kind("agreement")
         return evidence
 
     @cached_property
     def _walked(self) -> TargetTexts:
-        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.progress, every=_EVERY)
-        evidence.remembered_losses = self.journal.of_kind("loss")
-        evidence.on_loss = lambda key, loss: self.journal.note("loss", key, loss)
+        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.job.progress, every=_EVERY)
+        evidence.known_losses = self.job.journal.of_kind("loss")
         return evidence
 
     @cached_property
     def costs(self) -> StepCosts:
         """What the parts of a step cost."""
         parts = list(self.vocabularies.values())
-        measured = self.journal.remember(
+        measured = self.job.journal.remember(
             "costs",
             "measured",
-            lambda: self.timer.costs(self.engine, parts, self.progress).model_dump(mode="json"),
+            lambda: self.timer.costs(self.engine, parts, self.job.progress).model_dump(mode="json"),
         )
         return StepCosts.model_validate(measured)
 
@@ -226,24 +200,19 @@ class Job:
             name=part,
             engine=self.engine,
             timer=self.timer,
-            journal=self.journal,
-            prompts=getattr(self._texts, part).tolist(),
+            journal=self.job.journal,
+            prompts=getattr(self.job.texts, part).tolist(),
             new_tokens=NEW_TOKENS,
             vocabularies=self.vocabularies,
-            progress=self.progress,
+            progress=self.job.progress,
         )
 
     def _results(self, ratings: list[Rating], timed: list[TimedRecord], final: list[TimedRecord]) -> LosslessResults:
         # Where nothing pays, adaptive pacing hardly drafts: the fixed length says more about the draft.
         best = max([record for record in final if record.pays] or final[:1], key=lambda record: record.speedup)
-        device = self.loaded.model.device
-        bandwidth = float(self.journal.remember("machine", "bandwidth", lambda: self.timer.bandwidth(device)))
         return LosslessResults(
-            truedepth_version=VERSION,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.journal.seconds,
-            model=ModelRecord.of(self.loaded.model, self.recipe.model),
-            machine=machine_record(device, bandwidth),
+            **self.job.facts(),
+            machine=self.job.machine(self.timer.bandwidth),
             pays=best.pays,
             best=best,
             finalists=timed,
@@ -251,7 +220,6 @@ class Job:
             candidates=[_candidate_record(rating) for rating in ratings],
             aim=_aim(ratings),
             costs=self.costs,
-            text=TextRecord.of(self._texts),
         )
 
 

@@ -6,12 +6,10 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from truedepth.evaluation.texts import TextRecord
-from truedepth.measuring.machine import MachineRecord
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.models.record import ModelRecord
 from truedepth.plan import DepthPlan, Form
-from truedepth.records.schema import Record, ResultsFile
+from truedepth.records.schema import Record
+from truedepth.search.results import JobResults
 
 SCHEMA_VERSION = 1
 LOSSLESS_FILE = "lossless.json"
@@ -93,16 +91,11 @@ class AimRecord(Record):
     break_even: float | None = Field(description="see `CandidateRecord`")
 
 
-class LosslessResults(ResultsFile):
+class LosslessResults(JobResults):
     described_as: ClassVar[str] = f"a {LOSSLESS_FILE} of schema {SCHEMA_VERSION}"
     written_by: ClassVar[str] = "truedepth optimize --lossless"
 
     schema_version: int = SCHEMA_VERSION
-    truedepth_version: str
-    created: str = Field(description="ISO 8601, UTC")
-    seconds: float = Field(description="wall time of the job, over all its resumed parts")
-    model: ModelRecord
-    machine: MachineRecord
     pays: bool = Field(description="whether timing confirms that the best draft makes decoding faster")
     best: TimedRecord = Field(description="the best draft, timed on report text, which nothing was chosen by")
     finalists: list[TimedRecord] = Field(description="drafts that were timed on validation text to choose the best")
@@ -112,4 +105,3 @@ class LosslessResults(ResultsFile):
     )
     aim: AimRecord
     costs: StepCosts
-    text: TextRecord = Field(description="the prompts")

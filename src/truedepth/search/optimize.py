@@ -4,33 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from math import exp, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
 from truedepth.errors import SearchError
-from truedepth.evaluation.calibration import Calibration, calibrate, key_of
+from truedepth.evaluation.calibration import Calibration, calibrate
+from truedepth.evaluation.plan_tree import key_of
 from truedepth.evaluation.quality import Quality, compare_quality
-from truedepth.evaluation.texts import Sizes, TextRecord, Texts, read_texts
 from truedepth.hardware.profile_costs import ProfileCosts
-from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.costs import CostModel, MeasuredCosts
-from truedepth.measuring.machine import machine_record
 from truedepth.measuring.speed import SpeedRecord, compare
 from truedepth.measuring.work import DecodeWork
 from truedepth.methods import build_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod
-from truedepth.models.loading.load import LoadedModel, load
-from truedepth.models.record import ModelRecord
 from truedepth.plan import DepthPlan
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.plan.record import PlanRecord
-from truedepth.records.files import prepare_output, write_atomic
-from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
+from truedepth.search.job import Job, open_job
 from truedepth.search.recipe import Recipe
 from truedepth.search.results import (
     RESULTS_FILE,
@@ -42,9 +36,6 @@ from truedepth.search.results import (
     TargetRecord,
 )
 from truedepth.search.walk import Search, SearchStep, Target
-
-RECIPE_FILE = "recipe.yaml"
-JOURNAL_FILE = "journal.jsonl"
 
 PEERS = (
     "block-influence",
@@ -76,43 +67,29 @@ def optimize(
 ) -> Results:
     """Find the best plan for a recipe and write `plan.yaml`, `results.json` and `recipe.yaml`.
 
-    Everything that takes time is kept in `journal.jsonl` as soon as it is known, so a job that was interrupted goes
-    on from there and ends with the same plan.
-
     Args:
-        folder: created if it is missing; it must be empty unless `resume`.
-        resume: go on with the run that `folder` holds, which must have had the same recipe.
-        progress: told of each part of the work.
-        on_step: told of each plan that the search takes.
+        folder, resume: see `truedepth.search.job.open_job`.
+        progress: shown each part of the work.
+        on_step: called with each plan that the search takes.
 
     Raises:
         TruedepthError: what the recipe asks for is wrong, cannot be loaded, reached or written.
     """
     target = recipe.to_target()
-    prepare_output(folder, resume=resume)
-    journal = Journal(folder / JOURNAL_FILE, {"version": VERSION, **recipe.to_dict()})
-    recipe.save(folder / RECIPE_FILE)
-    with progress("Loading the model", 1) as advance:
-        loaded = load(
-            recipe.model, dtype=recipe.dtype, device=recipe.device, trust_remote_code=recipe.trust_remote_code
-        )
-        advance()
-    results = Job(recipe, target, journal, loaded, progress, on_step).run()
+    job = open_job(recipe, folder, progress, resume=resume)
+    results = PlanJob(job, target, on_step).run()
     comment = f"Found by truedepth {VERSION} for {recipe.model}: {recipe.target} {recipe.value:g}"
     save_plan(results.plan.to_plan(), folder / PLAN_FILE, comment=comment)
-    write_atomic(folder / RESULTS_FILE, results.model_dump_json(indent=2) + "\n")
+    job.save(results, RESULTS_FILE)
     return results
 
 
-@dataclass
-class Job:
-    """One run of the main job on a loaded model."""
+@dataclass(frozen=True)
+class PlanJob:
+    """The search for a plan, on a loaded model."""
 
-    recipe: Recipe
+    job: Job[Recipe]
     target: Target
-    journal: Journal
-    loaded: LoadedModel
-    progress: Progress
     on_step: Callable[[SearchStep], None]
 
     def run(self) -> Results:
@@ -133,34 +110,28 @@ class Job:
         return len(self.evidence.inputs)
 
     @cached_property
-    def _texts(self) -> Texts:
-        sizes = Sizes(**self.recipe.windows.model_dump())
-        return read_texts(self.recipe.text, self.loaded.tokenizer, sizes, self.recipe.seed)
-
-    @cached_property
     def evidence(self) -> Calibration:
         """What the walk and the methods look at: hundreds of plans, so every second token."""
         return self._calibrate("calibration", every=2)
 
     def _calibrate(self, part: str, every: int) -> Calibration:
-        evidence = calibrate(self.loaded.model, getattr(self._texts, part), self.progress, every=every)
-        evidence.remembered = self.journal.of_kind(part)
-        evidence.on_loss = lambda key, loss: self.journal.note(part, key, loss)
+        evidence = calibrate(self.job.loaded.model, getattr(self.job.texts, part), self.job.progress, every=every)
+        evidence.known = self.job.journal.of_kind(part)
         return evidence
 
     @cached_property
     def _costs(self) -> CostModel:
-        model = self.loaded.model
-        if self.recipe.hardware is not None:
-            return ProfileCosts.of(model, self.recipe.hardware, context=PROMPT_TOKENS + NEW_TOKENS)
-        measured = self.journal.remember(
-            "costs", "measured", lambda: MeasuredCosts.measure(model, progress=self.progress).to_dict()
+        model = self.job.loaded.model
+        if self.job.recipe.hardware is not None:
+            return ProfileCosts.of(model, self.job.recipe.hardware, context=PROMPT_TOKENS + NEW_TOKENS)
+        measured = self.job.journal.remember(
+            "costs", "measured", lambda: MeasuredCosts.measure(model, progress=self.job.progress).to_dict()
         )
         return MeasuredCosts.from_dict(measured)
 
     def _search(self, text: str, target: Target) -> Search:
         evidence = self.evidence if text == "calibration" else self._validation
-        return Search(evidence, self._costs, target, self.recipe.moves, self.on_step, text)
+        return Search(evidence, self._costs, target, self.job.recipe.moves, self.on_step, text)
 
     def _peers(self, depth: int) -> dict[str, DepthPlan]:
         """The plan of each published method at a depth, where it has one."""
@@ -198,7 +169,7 @@ class Job:
         return min(enough, key=lambda pair: pair[1])[0]
 
     def _is_allowed(self, plan: DepthPlan) -> bool:
-        moves = self.recipe.moves
+        moves = self.job.recipe.moves
         return (not plan.layers_skipped or "skip" in moves) and (not plan.groups or plan.form in moves)
 
     def _is_enough(self, plan: DepthPlan, found: SearchStep) -> bool:
@@ -211,19 +182,14 @@ class Job:
         """What the winner is picked and improved on."""
         return self._calibrate("validation", every=1)
 
-    @cached_property
-    def _bandwidth(self) -> float:
-        device = self.loaded.model.device
-        return float(self.journal.remember("machine", "bandwidth", lambda: read_bandwidth(device)))
-
     def _timing(self, plan: DepthPlan) -> dict[str, Any] | None:
         """The plan against the unmodified model, interleaved; None where other hardware is planned for."""
-        if self.recipe.hardware is not None:
+        if self.job.recipe.hardware is not None:
             return None
-        return dict(self.journal.remember("timing", key_of(plan), lambda: self._time(plan)))
+        return dict(self.job.journal.remember("timing", key_of(plan), lambda: self._time(plan)))
 
     def _time(self, plan: DepthPlan) -> dict[str, Any]:
-        model = self.loaded.model
+        model = self.job.loaded.model
         plans = {"base": DepthPlan.full(self._num_layers), "plan": plan}
         comparison = compare(
             model,
@@ -231,25 +197,26 @@ class Job:
             prompt_tokens=PROMPT_TOKENS,
             new_tokens=NEW_TOKENS,
             repeats=7,
-            progress=self.progress,
+            progress=self.job.progress,
         )
+        bandwidth = self.job.machine().bandwidth_bytes_per_second
         work = DecodeWork.of(model, context=PROMPT_TOKENS + NEW_TOKENS)
         ratio = comparison.ratios["plan"]
         speeds = {
-            name: speed.to_record(work.bytes_per_token(plans[name]), self._bandwidth).model_dump()
+            name: speed.to_record(work.bytes_per_token(plans[name]), bandwidth).model_dump()
             for name, speed in comparison.speeds.items()
         }
         return {"ratio": [ratio.median, ratio.low, ratio.high], **speeds}
 
     def _quality(self, plans: dict[str, DepthPlan]) -> dict[str, Quality]:
         """Figures on report text, which nothing has looked at before."""
-        known = self.journal.of_kind("report")
+        known = self.job.journal.of_kind("report")
         keys = {name: f"{key_of(plan)}, prefill {plan.prefill}" for name, plan in plans.items()}
         missing = {keys[name]: plan for name, plan in plans.items() if keys[name] not in known}
         if missing:
-            for key, quality in compare_quality(self.loaded.model, missing, self._texts.report, self.progress).items():
+            found = compare_quality(self.job.loaded.model, missing, self.job.texts.report, self.job.progress)
+            for key, quality in found.items():
                 known[key] = asdict(quality)
-                self.journal.note("report", key, known[key])
         return {name: Quality(**known[key]) for name, key in keys.items()}
 
     def _results(self, path: list[SearchStep], peers: dict[str, DepthPlan], timing: dict[str, Any] | None) -> Results:
@@ -260,11 +227,8 @@ class Job:
         by_target = self.target.value if self.target.kind == "speedup" else None
         validation = self._validation.losses([step.plan for step in path])
         return Results(
-            truedepth_version=VERSION,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=self.journal.seconds,
-            model=ModelRecord.of(self.loaded.model, self.recipe.model),
-            machine=machine_record(self.loaded.model.device, self._bandwidth),
+            **self.job.facts(),
+            machine=self.job.machine(),
             target=TargetRecord(kind=self.target.kind, value=self.target.value),
             plan=PlanRecord.of(plan),
             speedup=SpeedupRecord(
@@ -291,7 +255,6 @@ class Job:
                 if isfinite(loss)
             ],
             influence=self.evidence.block_influence(),
-            text=TextRecord.of(self._texts),
         )
 
     def _peer(self, name: str, plan: DepthPlan, quality: Quality, measured: float | None) -> Peer:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from truedepth.errors import UsageError
 from truedepth.records.recipe import BaseRecipe, Settings
 from truedepth.records.yaml_files import read_yaml
-from truedepth.search.walk import MOVES, Move, Target
+from truedepth.search.moves import MOVES, Move
+from truedepth.search.walk import Target
 
 LOSSLESS = "lossless"
 """The target of a recipe that looks for a draft."""

@@ -19,6 +19,18 @@ SCHEMA_VERSION = 1
 RESULTS_FILE = "results.json"
 
 
+class JobResults(ResultsFile):
+    """What both jobs of `optimize` write."""
+
+    schema_version: int
+    truedepth_version: str
+    created: str = Field(description="ISO 8601, UTC")
+    seconds: float = Field(description="wall time of the job, over all its resumed parts")
+    model: ModelRecord
+    machine: MachineRecord
+    text: TextRecord = Field(description="what was judged on; for a draft, the prompts")
+
+
 class TargetRecord(Record):
     kind: Literal["speedup", "max_perplexity_ratio", "depth"]
     value: float
@@ -66,16 +78,11 @@ class FrontierPoint(Record):
     perplexity: float
 
 
-class Results(ResultsFile):
+class Results(JobResults):
     described_as: ClassVar[str] = f"a results file of schema {SCHEMA_VERSION}"
     written_by: ClassVar[str] = "truedepth optimize"
 
     schema_version: int = SCHEMA_VERSION
-    truedepth_version: str
-    created: str = Field(description="ISO 8601, UTC")
-    seconds: float = Field(description="wall time of the job, over all its resumed parts")
-    model: ModelRecord
-    machine: MachineRecord
     target: TargetRecord
     plan: PlanRecord
     speedup: SpeedupRecord
@@ -88,4 +95,3 @@ class Results(ResultsFile):
     peers: list[Peer]
     frontier: list[FrontierPoint]
     influence: list[float] = Field(description="block influence 1 - cos(x_l, x_{l+1}) of each layer")
-    text: TextRecord

@@ -1,8 +1,7 @@
 """The search for the plan that loses least, over all methods' moves, at the cost that stages have on the hardware.
 
-Every move makes a plan shorter by one stage: a layer is skipped, or two neighbouring stages go side by side (which
-pairs two layers, or widens a group). The search first takes, again and again, the move that costs the least loss for
-the time that it saves. With skipping as the only move, this walk is the greedy removal of SLEB (arXiv 2402.09025).
+The search first takes, again and again, the move that costs the least loss for the time that it saves. With skipping
+as the only move, this walk is the greedy removal of SLEB (arXiv 2402.09025).
 
 A walk fits its text too closely and cannot take a move back. A plan is therefore improved on other, longer text: a
 change is undone, other ways to make up for the time are proposed by the first text and judged by the second, and the
@@ -12,19 +11,15 @@ best is kept where its loss is clearly lower.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from truedepth.errors import SearchError, UsageError
 from truedepth.measuring.costs import CostModel
 from truedepth.methods.base import Evidence
-from truedepth.plan import DepthPlan, Form, Stage
-
-Move = Literal["skip", "lp", "par"]
-"""What the search may do: skip a layer, or put neighbouring stages side by side in one of the two forms."""
-
-MOVES: tuple[Move, ...] = get_args(Move)
+from truedepth.plan import DepthPlan
+from truedepth.search.moves import MOVES, Move, neighbours, shallowest, undo
 
 _ROUNDS = 2
 """How often a plan is improved at the most."""
@@ -206,7 +201,7 @@ class Search:
         if self.target.kind == "depth":
             return
         saving = [move for move in self.moves if self._saves(move)]
-        largest = max((self.costs.speedup(_shallowest(layers, move)) for move in saving), default=1.0)
+        largest = max((self.costs.speedup(shallowest(layers, move)) for move in saving), default=1.0)
         wanted = self.target.value if self.target.kind == "speedup" else 1.0
         if not saving or wanted > largest:
             remedy = "choose a smaller speedup" if saving else "allow skipping layers, or plan for other --hardware"
@@ -217,41 +212,8 @@ class Search:
             )
 
 
-def neighbours(plan: DepthPlan, move: Move) -> Iterator[DepthPlan]:
-    """All plans that one move makes of `plan`, each one stage shorter."""
-    if plan.effective_depth < 2 or (move != "skip" and plan.groups and plan.form != move):
-        return
-    form: Form = plan.form if move == "skip" else move
-    for at, stage in enumerate(plan.stages):
-        before, after = plan.stages[:at], plan.stages[at + 1 :]
-        if move == "skip" and len(stage.layers) == 1:
-            yield DepthPlan(before + after, plan.num_layers, form)
-        elif move != "skip" and after:
-            group = Stage(stage.layers + after[0].layers)
-            yield DepthPlan((*before, group, *after[1:]), plan.num_layers, form)
-
-
-def undo(plan: DepthPlan) -> Iterator[DepthPlan]:
-    """All plans that differ from `plan` by one change less: a layer put back, or one end of a group on its own."""
-    for layer in plan.layers_skipped:
-        at = sum(stage.layers[0] < layer for stage in plan.stages)
-        yield DepthPlan((*plan.stages[:at], Stage((layer,)), *plan.stages[at:]), plan.num_layers, plan.form)
-    for at, stage in enumerate(plan.stages):
-        if not stage.is_group:
-            continue
-        for cut in {1, len(stage.layers) - 1}:
-            halves = (Stage(stage.layers[:cut]), Stage(stage.layers[cut:]))
-            yield DepthPlan((*plan.stages[:at], *halves, *plan.stages[at + 1 :]), plan.num_layers, plan.form)
-
-
 def _propose(plans: Sequence[DepthPlan], proposer: Evidence) -> list[DepthPlan]:
     """The plans that lose least by the proposer's evidence."""
     losses = proposer.losses(plans)
     finite = [index for index, loss in enumerate(losses) if math.isfinite(loss)]
     return [plans[index] for index in sorted(finite, key=losses.__getitem__)[:_PROPOSED]]
-
-
-def _shallowest(num_layers: int, move: Move) -> DepthPlan:
-    if move == "skip":
-        return DepthPlan.of_layers([0], num_layers)
-    return DepthPlan((Stage(tuple(range(num_layers))),), num_layers, move)
