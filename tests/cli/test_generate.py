@@ -85,8 +85,18 @@ class TestJson:
         data = json.loads(out)
         assert (data["drafted"], data["accepted"], data["acceptance"]) == ([3, 3], [3, 3], 1.0)
         assert data["acceptance_by_position"] == [1.0, 1.0, 1.0]
-        assert data["drafts"] == [DepthPlan.full(6).to_dict()]
+        assert data["schema_version"] == 2
+        assert data["drafts"] == [{"draft": "0-5", "plan": DepthPlan.full(6).to_dict(), "vocabulary_size": None}]
         assert len(data["logprobs"]) == 9 and max(data["logprobs"]) < 0
+
+
+@pytest.fixture
+def lossless_run(loaded: LoadedModel, tmp_path: Path) -> Path:
+    """What `optimize --lossless` leaves where a draft with a vocabulary of its own pays."""
+    folder = tmp_path / "lossless"
+    DraftVocabulary(torch.arange(200)).save(folder, loaded.model, loaded.tokenizer)
+    save_plan(DepthPlan.of_layers(range(5), 6), folder / "plan.yaml")
+    return folder
 
 
 class TestDrafts:
@@ -126,10 +136,29 @@ class TestDrafts:
         ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(5), 6)).save(tmp_path / "head")
         common = ("--prompt", PROMPT, "--max-new-tokens", "20", "--draft-length", "3")
         _, with_part, part_summary = run(*common, "--draft", "0-5", "--draft-vocabulary", str(tmp_path / "part"))
-        _, with_head, head_summary = run(*common, "--head", str(tmp_path / "head"))
+        _, with_head, head_summary = run(*common, "--draft", str(tmp_path / "head"))
         assert with_part == with_head == text + "\n"
         assert "drafted tokens accepted" in part_summary
         assert "14 of 14 drafted tokens accepted" in head_summary
+
+    def test_all_of_a_finished_search_is_used(
+        self, run: Any, loaded: LoadedModel, text: str, lossless_run: Path
+    ) -> None:
+        args = ("--draft", str(lossless_run), "--draft-length", "3", "--json")
+        _, out, _ = run("--prompt", PROMPT, "--max-new-tokens", "20", *args)
+        data = json.loads(out)
+        (draft,) = data["drafts"]
+        assert data["text"] == text
+        assert (draft["draft"], draft["plan"]["notation"]) == (str(lossless_run), "0-4")
+        assert draft["vocabulary_size"] == 200
+
+    def test_the_head_of_a_training_is_used(self, run: Any, loaded: LoadedModel, text: str, tmp_path: Path) -> None:
+        part = DraftVocabulary(torch.arange(100))
+        ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(5), 6), vocabulary=part).save(tmp_path / "head")
+        args = ("--draft", str(tmp_path), "--draft-length", "3", "--json")
+        data = json.loads(run("--prompt", PROMPT, "--max-new-tokens", "20", *args)[1])
+        assert data["text"] == text
+        assert (data["drafts"][0]["plan"]["notation"], data["drafts"][0]["vocabulary_size"]) == ("0-4", 100)
 
     @pytest.mark.parametrize(("variable", "coloured"), [("FORCE_COLOR", True), ("NO_COLOR", False)])
     def test_accepted_tokens_are_coloured(
@@ -262,12 +291,12 @@ def test_empty_standard_input(run: Any, monkeypatch: pytest.MonkeyPatch) -> None
         (["--prompt", "a", "--draft", "exit:9"], 2, "exit is 9, but the model has 6 layers"),
         (["--prompt", "a", "--draft", "exit:2", "--draft-length", "0"], 2, "the draft length is 0"),
         (["--prompt", "a", "--draft-length", "4"], 2, "a draft length is given, but no draft"),
-        (["--prompt", "a", "--head", "nowhere"], 1, "nowhere"),
+        (["--prompt", "a", "--draft", "nowhere/head"], 2, "there is no plan file or run 'nowhere/head'"),
         (["--prompt", "a", "--draft", "exit:2", "--draft-vocabulary", "nowhere"], 1, "nowhere"),
         (["--prompt", "a", "--stop", ""], 2, "a stop string is empty"),
         (["--prompt", "a", "--json", "--stats"], 2, "--json has all figures without --stats"),
         (["--prompt", "a", "--logprobs"], 2, "--logprobs needs --json"),
-        (["--prompt", "a", "--compare"], 2, "give --draft or --head"),
+        (["--prompt", "a", "--compare"], 2, "give --draft"),
         (["--prompt", "a", "--draft", "exit:2", "--compare", "--max-new-tokens", "1"], 2, "too soon to time anything"),
     ],
 )

@@ -17,6 +17,7 @@ from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.engine.generation import Options, Piece, generate, stream
+from truedepth.engine.speculation import Speculation
 from truedepth.errors import DecodingError, DraftError, MethodError, PlanError, UsageError
 from truedepth.models.loading.load import LoadedModel, load
 from truedepth.models.rewire import apply, restore
@@ -130,6 +131,29 @@ class TestGenerate:
         assert generate(loaded, "x" * 510, max_new_tokens=2, raw=True).prompt_tokens == 510
 
 
+class TestPlan:
+    """The plan that a text is written with, said in the call."""
+
+    @pytest.mark.parametrize("notation", ["0-3 5", "0 (1|2) 3-5"])
+    def test_as_if_it_was_put_on_the_model(self, notation: str, loaded: LoadedModel, tmp_path: Path) -> None:
+        plan = DepthPlan.parse(notation, 6)
+        save_plan(plan, tmp_path / "plan.yaml")
+        apply(loaded.model, plan)
+        expected = generate(loaded, PROMPT, max_new_tokens=12)
+        restore(loaded.model)
+        for given in (plan, notation, tmp_path):
+            assert generate(loaded, PROMPT, max_new_tokens=12, plan=given).token_ids == expected.token_ids
+        drafted = generate(loaded, PROMPT, max_new_tokens=12, plan=plan, draft="0-2", num_speculative_tokens=2)
+        assert drafted.token_ids == expected.token_ids
+
+    def test_an_open_engine_keeps_its_own(self, loaded: LoadedModel) -> None:
+        plan = DepthPlan.parse("0-3 5", 6)
+        with Engine(loaded.model, loaded.tokenizer, target=plan) as engine:
+            generate(engine, PROMPT, max_new_tokens=2, plan="0-3 5")
+            with pytest.raises(UsageError, match="the engine is open with the plan '0-3 5'"):
+                generate(engine, PROMPT, max_new_tokens=2, plan="0-5")
+
+
 class TestDrafts:
     @pytest.mark.parametrize(
         ("draft", "length"),
@@ -196,15 +220,31 @@ class TestDrafts:
         self, loaded: LoadedModel, greedy: truedepth.GenerationResult
     ) -> None:
         head = ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(5), 6))
-        written = generate(loaded, PROMPT, max_new_tokens=24, head=head, num_speculative_tokens=3)
+        written = generate(loaded, PROMPT, max_new_tokens=24, draft=head, num_speculative_tokens=3)
         assert written.token_ids == greedy.token_ids
         assert written.acceptance == 1.0  # a fresh head is the model's last layer, which the exit leaves out
+
+    def test_the_folder_of_a_head_or_of_its_training(self, loaded: LoadedModel, tmp_path: Path) -> None:
+        ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(5), 6)).save(tmp_path / "head")
+        for folder in (tmp_path, str(tmp_path / "head")):
+            written = generate(loaded, PROMPT, max_new_tokens=9, draft=folder, num_speculative_tokens=3)
+            assert (written.drafted, written.acceptance) == (6, 1.0)
+
+    def test_a_draft_that_is_given_again_is_the_same(self, loaded: LoadedModel) -> None:
+        """So what is seen of it adds up."""
+        with Engine(loaded.model, loaded.tokenizer) as engine:
+            first, again = (Speculation(draft="exit:4").prepare(engine)[0] for _ in range(2))
+        assert first[0] is again[0]
 
     @pytest.mark.parametrize(
         ("options", "kind", "message"),
         [
             ({"draft": "exit:7"}, MethodError, "exit is 7, but the model has 6 layers"),
             ({"draft": "nowhere"}, PlanError, "no plan file or run 'nowhere'"),
+            ({"draft": 3}, UsageError, "3 is no draft; give a plan.yaml"),
+            ({"draft": ["exit:2", None]}, UsageError, "None is no draft"),
+            ({"plan": 3}, PlanError, "3 is no plan; give a plan.yaml"),
+            ({"plan": "exit:7"}, MethodError, "exit is 7, but the model has 6 layers"),
             ({"draft": DepthPlan.full(8)}, PlanError, "is for 8 layers, but the model has 6"),
             ({"draft": "0 (1+2)"}, PlanError, "merges layers"),
             ({"draft": "exit:2", "num_speculative_tokens": 0}, UsageError, "the draft length is 0; it must be 1 to 32"),

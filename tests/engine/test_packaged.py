@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import truedepth
 from truedepth.engine.drafts.heads import packaged
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.errors import DraftError, UsageError
 from truedepth.models.loading.load import LoadedModel, load
@@ -59,11 +61,10 @@ def test_another_model_of_that_name(loaded: LoadedModel, heads: Path, tiny_model
         truedepth.generate(loaded, "abc", draft="default")
 
 
-def test_a_head_or_a_vocabulary_besides(loaded: LoadedModel, heads: Path) -> None:
-    head = EagleHead.fresh(loaded.model, (6,))
-    head.save(heads / "tiny")
-    with pytest.raises(UsageError, match="a head is given, but the draft 'default' has its own"):
-        truedepth.generate(loaded, "abc", draft="default", head=head)
+def test_a_vocabulary_besides(loaded: LoadedModel, heads: Path) -> None:
+    EagleHead.fresh(loaded.model, (6,)).save(heads / "tiny")
+    with pytest.raises(UsageError, match="a trained head has its own draft vocabulary"):
+        truedepth.generate(loaded, "abc", draft="default", vocabulary=DraftVocabulary(torch.arange(9)))
 
 
 def test_what_is_packaged_is_for_embedded_models() -> None:

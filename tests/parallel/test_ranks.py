@@ -132,7 +132,7 @@ def test_what_does_not_work_on_ranks_is_refused(
     environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    for arguments in (["--draft", "exit:2"], ["--head", str(tmp_path)], ["--draft-length", "3"]):
+    for arguments in (["--draft", "exit:2"], ["--draft-vocabulary", str(tmp_path)], ["--draft-length", "3"]):
         result = CliRunner().invoke(generate, [str(tiny_folder), "--prompt", "hello", "--device", "cpu", *arguments])
         assert f"{arguments[0]} does not work on several ranks" in str(result.exception)
     result = CliRunner().invoke(generate, [str(tiny_folder), "--device", "cpu"], input="hello")

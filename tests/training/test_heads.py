@@ -78,7 +78,7 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     weights = load_file(tmp_path / "run" / "head" / "head.safetensors")
     assert weights["extra_layers.0.mlp.up_proj.weight"].dtype == torch.bfloat16
     plain = truedepth.generate(loaded, "5+5", max_new_tokens=20)
-    drafted = truedepth.generate(loaded, "5+5", max_new_tokens=20, head=head, num_speculative_tokens=3)
+    drafted = truedepth.generate(loaded, "5+5", max_new_tokens=20, draft=head, num_speculative_tokens=3)
     assert drafted.token_ids == plain.token_ids
     assert drafted.drafted
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -19,7 +19,6 @@ from truedepth.cli.options import (
     load_model,
     loading_options,
     model_argument,
-    num_layers_of,
     plan_options,
     print_json,
 )
@@ -29,6 +28,7 @@ from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
 
 if TYPE_CHECKING:
+    from truedepth.engine.drafts.drafts import AnyDraft
     from truedepth.engine.generation import Options, Stream
     from truedepth.engine.sampling.logits_sampler import SamplingParams
     from truedepth.engine.sampling.result import GenerationResult
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _ACCEPTED = "green"
 """Colour of drafted tokens in a terminal."""
+
+_SCHEMA_VERSION = 2
+"""Of what `--json` prints; docs/decoding.md has its keys."""
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
@@ -63,28 +66,30 @@ def _sampling_options(command: Command) -> Command:
 
 
 def _draft_options(command: Command) -> Command:
-    """`--draft`, `--draft-length`, `--draft-vocabulary` and `--head`."""
-    folder = click.Path(path_type=Path, file_okay=False)
+    """`--draft`, `--draft-length` and `--draft-vocabulary`."""
     for option in (
         click.option(
-            "--head", type=folder, metavar="DIR", help="Draft with the trained head in this folder; needs no --draft."
-        ),
-        click.option(
             "--draft-vocabulary",
-            type=folder,
+            "vocabulary",
+            type=click.Path(path_type=Path, file_okay=False),
             metavar="DIR",
             help="Draft only the tokens of the draft vocabulary in this folder.",
         ),
         click.option(
-            "--draft-length", type=int, metavar="N", help="Draft N tokens each time.  [default: what pays, as seen]"
+            "--draft-length",
+            "num_speculative_tokens",
+            type=int,
+            metavar="N",
+            help="Draft N tokens each time.  [default: what pays, as seen]",
         ),
         click.option(
             "--draft",
             "drafts",
             multiple=True,
-            metavar="PLAN",
-            help="Speculate: draft with this plan and let the model verify, which changes no text. Several times: "
-            f"choose among these. PLAN is {PLAN_FORMATS}; 'default' drafts with the head that comes with the model.",
+            metavar="DRAFT",
+            help="Speculate: draft with this and let the model verify, which changes no text. Several times: choose "
+            f"among these. DRAFT is {PLAN_FORMATS}; the folder of a trained head or of its training; or 'default' for "
+            "the head that comes with the model. Of a run's folder everything is used, its draft vocabulary too.",
         ),
     ):
         command = option(command)
@@ -123,100 +128,93 @@ def command(
     form: Form | None,
     prefill: Prefill | None,
     drafts: tuple[str, ...],
-    num_speculative_tokens: int | None,
-    draft_vocabulary: Path | None,
-    head: Path | None,
-    max_new_tokens: int,
-    stop: tuple[str, ...],
-    raw: bool,
     stats: bool,
     compare: bool,
-    logprobs: bool,
     as_json: bool,
-    **others: Any,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    **options: Any,
 ) -> None:
     """Write text with a model under a plan, and say how fast that was.
 
-    With --draft, a shallower plan drafts tokens and the model verifies several at once: the text stays the same.
+    With --draft, a shallower plan or a head drafts tokens and the model verifies several at once: the text stays the
+    same.
     """
-    from truedepth.engine.engine import Engine
-    from truedepth.engine.generation import stream
     from truedepth.engine.sampling.logits_sampler import SamplingParams
-    from truedepth.measuring.drafting_gain import drafting_gain
-    from truedepth.records.progress import terminal
 
-    ranks = join_ranks(
-        others["device"],
-        {
-            "--draft": drafts,
-            "--head": head,
-            "--draft-length": num_speculative_tokens,
-            "--draft-vocabulary": draft_vocabulary,
-        },
-    )
-    if (as_json and stats) or (logprobs and not as_json):
+    speculation = {name: options[name] for name in ("num_speculative_tokens", "vocabulary")}
+    length, vocabulary = speculation.values()
+    ranks = join_ranks(device, {"--draft": drafts, "--draft-length": length, "--draft-vocabulary": vocabulary})
+    if (as_json and stats) or (options["logprobs"] and not as_json):
         raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
-    if compare and not (drafts or head):
-        raise UsageError("--compare times a draft against plain decoding, and there is none; give --draft or --head")
-    sampling_params = SamplingParams(**{name: others.pop(name) for name in _SAMPLING})
+    if compare and not drafts:
+        raise UsageError("--compare times a draft against plain decoding, and there is none; give --draft")
+    sampling_params = SamplingParams(**{name: options.pop(name) for name in _SAMPLING})
     text = _prompt(prompt, prompt_file, ranks)
     read = partial(read_plan, plan, form=form, prefill=prefill)
+    loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if ranks:
-        loaded, chosen, sampling_params = _load_part(model, read, ranks, sampling_params, **others)
+        loaded, chosen, sampling_params = _load_part(model, read, ranks, sampling_params, **loading)
     else:
-        loaded = load_model(model, **others)
+        loaded = load_model(model, **loading)
         chosen = _apply(loaded, read)
-    plans = _read_drafts(drafts, chosen.num_layers)
-    options: Options = {
-        **_read_files(loaded, head, draft_vocabulary),
-        "draft": plans or None,
-        "num_speculative_tokens": num_speculative_tokens,
-        "max_new_tokens": max_new_tokens,
-        "sampling_params": sampling_params,
-        "raw": raw,
-        "stop": stop,
-        "logprobs": logprobs,
-    }
-    with Engine(loaded.model, loaded.tokenizer) as engine:
-        pieces = stream(engine, text, **options)
-        interrupted = _show(pieces, silent=as_json)
-        gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
+    options["sampling_params"] = sampling_params
+    written = _write(loaded, text, drafts, cast("Options", options), compare=compare, silent=as_json)
     if as_json:
-        written = [draft if isinstance(draft, str) else draft.to_dict() for draft in plans]
-        compared = {"comparison": gain.to_dict()} if gain else {}
-        shared = {"ranks": _ranks_record(ranks)} if ranks else {}
-        figures = {"plan": chosen.to_dict(), "drafts": written, "head": head, **compared, **shared}
-        print_json({**pieces.result.to_dict(), **figures})
+        _print_as_json(written, chosen, ranks)
     else:
-        _summarise(pieces.result, chosen, speculated=bool(drafts or head))
-        if ranks:
-            click.echo(
-                f"{ranks.size} ranks over {ranks.backend}: {chosen.all_reduces} all-reduces a token, "
-                f"{ranks.traffic.all_reduces} counted in all",
-                err=True,
-            )
-        if stats:
-            _print_stats(pieces.result)
-        if gain:
-            _print_gain(gain)
-    if interrupted:
+        _summarise(written, chosen, ranks, stats=stats)
+    if written.interrupted:
         raise click.Abort
 
 
-def _read_drafts(drafts: tuple[str, ...], num_layers: int) -> list[str | DepthPlan]:
-    from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT
+@dataclass(frozen=True)
+class _Written:
+    """What a call has brought.
 
-    return [draft if draft == DEFAULT_DRAFT else read_plan(draft, num_layers) for draft in drafts]
+    Attributes:
+        drafts: as they were given, with what was made of them.
+    """
+
+    result: GenerationResult
+    drafts: dict[str, AnyDraft]
+    gain: DraftingGain | None
+    interrupted: bool
 
 
-def _read_files(loaded: LoadedModel, head: Path | None, vocabulary: Path | None) -> Options:
-    from truedepth.engine.drafts.heads.draft_head import load_head
-    from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
+def _write(
+    loaded: LoadedModel, text: str, drafts: tuple[str, ...], options: Options, *, compare: bool, silent: bool
+) -> _Written:
+    """Show the text while it is written, then compare if asked."""
+    from truedepth.engine.engine import Engine
+    from truedepth.engine.generation import stream
+    from truedepth.engine.speculation import Speculation
+    from truedepth.measuring.drafting_gain import drafting_gain
+    from truedepth.records.progress import terminal
 
-    return {
-        "head": load_head(head, loaded.model) if head else None,
-        "vocabulary": DraftVocabulary.load(vocabulary, loaded.model, loaded.tokenizer) if vocabulary else None,
-    }
+    length, vocabulary = options["num_speculative_tokens"], options["vocabulary"]
+    speculation = Speculation(draft=drafts, num_speculative_tokens=length, vocabulary=vocabulary)
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        prepared, _ = speculation.prepare(engine)
+        options["draft"] = drafts
+        pieces = stream(engine, text, **options)
+        interrupted = _show(pieces, silent=silent)
+        gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
+    return _Written(pieces.result, dict(zip(drafts, prepared, strict=True)), gain, interrupted)
+
+
+def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None) -> None:
+    print_json(
+        {
+            "schema_version": _SCHEMA_VERSION,
+            **written.result.to_dict(),
+            "plan": plan.to_dict(),
+            "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts.items()],
+            **({"comparison": written.gain.to_dict()} if written.gain else {}),
+            **({"ranks": _ranks_record(ranks)} if ranks else {}),
+        }
+    )
 
 
 def _load_part(
@@ -258,7 +256,7 @@ def _prompt(prompt: str | None, file: Path | None, ranks: GroupRanks | None) -> 
 def _apply(loaded: LoadedModel, read: Callable[[int], DepthPlan]) -> DepthPlan:
     from truedepth.models.rewire import apply
 
-    chosen = read(num_layers_of(loaded))
+    chosen = read(loaded.num_layers)
     if not chosen.is_full:
         apply(loaded.model, chosen)
     return chosen
@@ -289,10 +287,9 @@ def _has_colour() -> bool:
     return console.color_system is not None and not console.no_color
 
 
-def _summarise(result: GenerationResult, plan: DepthPlan, *, speculated: bool) -> None:
+def _summarise(written: _Written, plan: DepthPlan, ranks: GroupRanks | None, *, stats: bool) -> None:
     """Say on stderr how it went."""
-    from truedepth.report.format import percent
-
+    result = written.result
     speed = result.tokens_per_second
     rate = f", {speed:.1f} tokens/s" if speed is not None else ""
     count = len(result.token_ids)
@@ -301,17 +298,34 @@ def _summarise(result: GenerationResult, plan: DepthPlan, *, speculated: bool) -
         f"prompt's {result.prompt_tokens}; effective depth {plan.effective_depth} of {plan.num_layers}",
         err=True,
     )
-    if result.acceptance is not None:
-        colour = _has_colour()
-        legend = click.style(f" ({_ACCEPTED})", fg=_ACCEPTED) if colour else ""
+    if written.drafts:
+        _summarise_drafting(result)
+    if ranks:
         click.echo(
-            f"{result.accepted} of {result.drafted} drafted tokens accepted{legend}, {percent(result.acceptance)}; "
-            f"{(count - 1) / len(result.steps):.2f} tokens a step",
+            f"{ranks.size} ranks over {ranks.backend}: {plan.all_reduces} all-reduces a token, "
+            f"{ranks.traffic.all_reduces} counted in all",
             err=True,
-            color=colour,
         )
-    elif speculated:
+    if stats:
+        _print_stats(result)
+    if written.gain:
+        _print_gain(written.gain)
+
+
+def _summarise_drafting(result: GenerationResult) -> None:
+    from truedepth.report.format import percent
+
+    if result.acceptance is None:
         click.echo("no tokens were drafted", err=True)
+        return
+    colour = _has_colour()
+    legend = click.style(f" ({_ACCEPTED})", fg=_ACCEPTED) if colour else ""
+    click.echo(
+        f"{result.accepted} of {result.drafted} drafted tokens accepted{legend}, {percent(result.acceptance)}; "
+        f"{(len(result.token_ids) - 1) / len(result.steps):.2f} tokens a step",
+        err=True,
+        color=colour,
+    )
 
 
 def _print_stats(result: GenerationResult) -> None:

@@ -85,13 +85,6 @@ def load_model(model: str, **loading: Any) -> LoadedModel:
         return load(model, **loading)
 
 
-def num_layers_of(loaded: LoadedModel) -> int:
-    """The number of decoder layers of a loaded model."""
-    from truedepth.families import family_of
-
-    return len(family_of(loaded.model.config).decoder_layers(loaded.model))
-
-
 def examples(*lines: str) -> str:
     """An epilog that shows command lines to copy, kept as they are."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

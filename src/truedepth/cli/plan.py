@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from truedepth.cli.method_options import options_of, parameters_of
-from truedepth.cli.options import examples, json_option, load_model, loading_options, num_layers_of, print_json
+from truedepth.cli.options import examples, json_option, load_model, loading_options, print_json
 from truedepth.errors import UsageError
 from truedepth.methods import all_methods, get_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
@@ -83,7 +83,7 @@ def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
             problem = "both --layers and --model are given" if layers else "it needs the number of layers"
             raise UsageError(f"method '{method.name}': {problem}; give either --layers or --model")
         if model is not None:
-            layers = num_layers_of(load_model(model, trust_remote_code=trust_remote_code))
+            layers = load_model(model, trust_remote_code=trust_remote_code).num_layers
         assert layers is not None
         _finish(chosen, chosen.plan(layers), output, as_json)
 

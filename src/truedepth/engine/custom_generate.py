@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.streamers import BaseStreamer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-from truedepth.engine.drafts.heads.draft_head import DraftHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.logits_sampler import BY_SCORES_ALONE, LogitsSampler, SamplingParams
@@ -51,8 +51,7 @@ def speculate(
     draft: DraftLike | Sequence[DraftLike] | None = None,
     *,
     num_speculative_tokens: int | None = None,
-    head: DraftHead | None = None,
-    vocabulary: DraftVocabulary | None = None,
+    vocabulary: DraftVocabulary | str | Path | None = None,
     engine: Engine | None = None,
     streamer: BaseStreamer | None = None,
 ) -> DecodingMethod:
@@ -65,17 +64,14 @@ def speculate(
     and give it here.
 
     Args:
-        draft, num_speculative_tokens, head, vocabulary: see `truedepth.generate`; no draft: plain decoding by the
-            engine.
+        draft, num_speculative_tokens, vocabulary: see `truedepth.generate`; no draft: plain decoding by the engine.
         engine: an open engine of the model.
         streamer: in place of that of `generate`, which `transformers` does not hand on. For one row.
 
     Raises:
         UsageError: a draft length that is out of range, or options of a draft without a draft.
     """
-    speculation = Speculation(
-        draft=draft, num_speculative_tokens=num_speculative_tokens, head=head, vocabulary=vocabulary
-    )
+    speculation = Speculation(draft=draft, num_speculative_tokens=num_speculative_tokens, vocabulary=vocabulary)
     return DecodingMethod(speculation, engine, streamer)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,6 +32,8 @@ from truedepth.families import family_of
 from truedepth.models.rewire import applied_plan, causal_lm
 from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
+
+DraftT = TypeVar("DraftT", bound=AnyDraft)
 
 
 class Engine:
@@ -81,12 +83,10 @@ class Engine:
         share: bool = True,
     ) -> Draft:
         """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
-        key = (plan, head, vocabulary, share)
-        found = self._drafts.get(key)
-        if not isinstance(found, Draft):
-            found = Draft.of(plan, self.target, self.runner, head=head, vocabulary=vocabulary, share=share)
-            self._drafts[key] = found
-        return found
+        return self.once(
+            (plan, head, vocabulary, share),
+            lambda: Draft.of(plan, self.target, self.runner, head=head, vocabulary=vocabulary, share=share),
+        )
 
     def draft_of(self, head: ExitHead | EagleHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
         """Prepare the draft of a trained head, once: an exit head's plan, or a states head by itself.
@@ -98,9 +98,7 @@ class Engine:
         refuse_both(vocabulary)
         if isinstance(head, ExitHead):
             return self.draft(head.exit, head=head)
-        if head not in self._drafts:
-            self._drafts[head] = EagleDraft.of(head, self.target, self.runner)
-        return self._drafts[head]
+        return self.once(head, lambda: EagleDraft.of(head, self.target, self.runner))
 
     def default_draft(self, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
         """Prepare the draft of the head that comes with the model, once.
@@ -110,10 +108,14 @@ class Engine:
             DraftError: the model is not the one of that name.
         """
         refuse_both(vocabulary)
-        if DEFAULT_DRAFT not in self._drafts:
-            head = load_head(packaged_head(str(self.model.name_or_path)), self.model)
-            self._drafts[DEFAULT_DRAFT] = self.draft_of(head)
-        return self._drafts[DEFAULT_DRAFT]
+        folder = packaged_head(str(self.model.name_or_path))
+        return self.once(DEFAULT_DRAFT, lambda: self.draft_of(load_head(folder, self.model)))
+
+    def once(self, key: Hashable, prepare: Callable[[], DraftT]) -> DraftT:
+        """The draft of a key, prepared on first use: one and the same, so that what is seen of it adds up."""
+        if key not in self._drafts:
+            self._drafts[key] = prepare()
+        return cast(DraftT, self._drafts[key])
 
     def generate(
         self,

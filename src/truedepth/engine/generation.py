@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack, cast, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from truedepth.engine.drafts.heads.draft_head import DraftHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.detokenizer import IncrementalDetokenizer
@@ -25,6 +25,7 @@ from truedepth.engine.sampling.result import GenerationResult
 from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.engine.speculation import DraftLike, Speculation
 from truedepth.errors import UsageError
+from truedepth.methods.plan_text import PlanLike, read_plan
 from truedepth.models.loading.load import LoadedModel
 
 Source = LoadedModel | Engine
@@ -34,6 +35,7 @@ Source = LoadedModel | Engine
 class Options(TypedDict, total=False):
     """What `generate` and `stream` take besides prompts. See `generate`."""
 
+    plan: PlanLike | None
     draft: DraftLike | Sequence[DraftLike] | None
     num_speculative_tokens: int | None
     max_new_tokens: int
@@ -41,8 +43,7 @@ class Options(TypedDict, total=False):
     raw: bool
     stop: str | Sequence[str]
     logprobs: bool
-    head: DraftHead | None
-    vocabulary: DraftVocabulary | None
+    vocabulary: DraftVocabulary | str | Path | None
 
 
 @overload
@@ -58,29 +59,33 @@ def generate(
 
     Args:
         prompts: one, or several, which are decoded as one batch.
-        draft: speculate with this plan: `exit:8`, a `DepthPlan`, ...; several to choose from at each step. Text is
-            drafted with it and verified with the plan that the model runs, whose text, or distribution, results.
+        plan: write with this plan: `exit:8`, a plan file, a run's folder, a `DepthPlan`, ...; None: what the model or
+            the engine runs.
+        draft: speculate with this: a plan likewise, a trained head or its folder, `default` for the head that comes
+            with the model; several to choose from at each step. Text is drafted with it and verified with the plan,
+            whose text, or distribution, results.
         num_speculative_tokens: draft so many tokens each time, 1 to 32; None (the default): what pays, by what is seen.
         max_new_tokens: stop after so many; 256 by default.
         sampling_params: how tokens are chosen; greedy by default.
         raw: continue the prompt even if there is a chat template.
         stop: a string before which the text ends, or several.
         logprobs: keep each token's log probability.
-        head: a trained exit head for the draft; None: the model's own norm and head.
-        vocabulary: the tokens that may be drafted; None: all.
+        vocabulary: the tokens that a draft's plan may propose, or their folder; None: all, or those of the vocabulary
+            in the run's folder that is the draft.
 
     Returns:
         A result, or a list of them for a list of prompts.
 
     Raises:
-        UsageError: a prompt that is empty or does not fit the model's context, or an option that is out of range.
-        PlanError, MethodError: a draft that cannot be read or does not fit the model.
+        UsageError: a prompt that is empty or does not fit the model's context, an option that is out of range, or a
+            plan that the open engine does not run.
+        PlanError, MethodError: a plan or draft that cannot be read or does not fit the model.
         DraftError: a head or a vocabulary that does not fit.
         DecodingError: logits that are not numbers.
     """
     asked = _Asked(**options)
     requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
-    with _open(source) as engine:
+    with asked.open(source) as engine:
         drafts, policy = asked.prepare(engine)
         results = engine.generate(requests, drafts=drafts, policy=policy)
     return results[0] if isinstance(prompts, str) else results
@@ -100,7 +105,7 @@ def stream(source: Source, prompt: str, **options: Unpack[Options]) -> Stream:
     """
     asked = _Asked(**options)
     (request,) = asked.requests(_tokenizer_of(source), [prompt])
-    engine = source if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+    engine = asked.engine(source)
     try:
         drafts, policy = asked.prepare(engine)
         (sequence,) = engine.sequences([request])
@@ -198,6 +203,7 @@ def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
 class _Asked(Speculation):
     """The options of one call."""
 
+    plan: PlanLike | None = None
     max_new_tokens: int = 256
     sampling_params: SamplingParams | None = None
     raw: bool = False
@@ -216,10 +222,22 @@ class _Asked(Speculation):
             for prompt in prompts
         ]
 
+    def engine(self, source: Source) -> Engine:
+        """The engine of a source: itself, or one that is opened on the model."""
+        if isinstance(source, LoadedModel):
+            target = None if self.plan is None else read_plan(self.plan, source.num_layers)
+            return Engine(source.model, source.tokenizer, target=target)
+        if self.plan is not None and read_plan(self.plan, source.target.num_layers) != source.target:
+            raise UsageError(
+                f"the engine is open with the plan '{source.target}'; open one with the other plan: "
+                "truedepth.Engine(model, tokenizer, target=plan)"
+            )
+        return source
 
-def _open(source: Source) -> AbstractContextManager[Engine]:
-    """The engine of a source, closed in the end if it was opened here."""
-    return nullcontext(source) if isinstance(source, Engine) else Engine(source.model, source.tokenizer)
+    def open(self, source: Source) -> AbstractContextManager[Engine]:
+        """The same, closed in the end if it was opened here."""
+        engine = self.engine(source)
+        return nullcontext(engine) if engine is source else engine
 
 
 def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:

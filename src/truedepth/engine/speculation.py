@@ -1,13 +1,14 @@
-"""How to speculate, as a user says it."""
+"""What a user says of speculation, read in one place for the command line and the library alike."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from truedepth.engine.drafts.drafts import AnyDraft
-from truedepth.engine.drafts.heads.draft_head import DraftHead
+from truedepth.engine.drafts.heads.draft_head import find_head, load_head
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT
@@ -16,11 +17,17 @@ from truedepth.engine.drafts.policy import FixedPolicy, SpeculationPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop.batch import MOST_DRAFTED
 from truedepth.errors import UsageError
-from truedepth.methods.plan_text import read_plan
+from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan
 
-DraftLike = str | DepthPlan | AnyDraft
-"""A draft as `read_plan` reads it, its plan, `default` for the head that comes with the model, or a prepared one."""
+DraftLike = str | Path | DepthPlan | ExitHead | EagleHead | AnyDraft
+"""A draft as a user writes it (`DRAFT_FORMATS`), its plan, a trained head, or one that an engine has prepared."""
+
+DRAFT_FORMATS = (
+    f"{PLAN_FORMATS}; the folder of a trained head or of its training; or '{DEFAULT_DRAFT}' for the head that comes "
+    "with the model"
+)
+"""What may be written for a draft, for help texts and messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,72 +35,83 @@ class Speculation:
     """What drafts, and how much.
 
     Attributes:
-        draft: one draft, or several to choose from at each step; None: what the trained head drafts with, and plain
-            decoding where there is no head.
+        draft: one draft, or several to choose from at each step; None: plain decoding. Of the folder of a finished run
+            everything is used: its plan and draft vocabulary, or its head.
         num_speculative_tokens: tokens drafted each time; None: what pays, by what is seen.
-        head: a trained head; None: the model's own norm and head.
-        vocabulary: the tokens that may be drafted; None: all, or those of the vocabulary in the folder that is given as
-            the draft.
+        vocabulary: the tokens that a plan's draft may propose, or the folder of a draft vocabulary; None: all, or those
+            of the vocabulary beside the plan.
 
     Raises:
-        UsageError: a length that is out of range, a length for several drafts, or any of these without a draft.
+        UsageError: a draft of a wrong type, a length that is out of range, a length for several drafts, or a length or
+            a vocabulary without a draft.
     """
 
     draft: DraftLike | Sequence[DraftLike] | None = None
     num_speculative_tokens: int | None = None
-    head: DraftHead | None = None
-    vocabulary: DraftVocabulary | None = None
+    vocabulary: DraftVocabulary | str | Path | None = None
 
     def __post_init__(self) -> None:
-        given = {
-            "a draft length": self.num_speculative_tokens,
-            "a head": self.head,
-            "a draft vocabulary": self.vocabulary,
-        }
+        for draft in self._drafts:
+            if not isinstance(draft, DraftLike):
+                raise UsageError(f"{draft!r} is no draft; give {DRAFT_FORMATS}; a DepthPlan, or a trained head")
+        given = {"a draft length": self.num_speculative_tokens, "a draft vocabulary": self.vocabulary}
         for what, value in given.items():
             if value is not None and not self._drafts:
                 raise UsageError(f"{what} is given, but no draft; give a draft such as exit:8 too")
-        if self.num_speculative_tokens is not None and not 1 <= self.num_speculative_tokens <= MOST_DRAFTED:
+        if self.num_speculative_tokens is None:
+            return
+        if not 1 <= self.num_speculative_tokens <= MOST_DRAFTED:
             raise UsageError(f"the draft length is {self.num_speculative_tokens}; it must be 1 to {MOST_DRAFTED}")
-        if self.num_speculative_tokens is not None and len(self._drafts) > 1:
+        if len(self._drafts) > 1:
             raise UsageError("a draft length is given with several drafts; give one draft, or leave out the length")
-        if self.head is not None and DEFAULT_DRAFT in self._drafts:
-            raise UsageError(f"a head is given, but the draft '{DEFAULT_DRAFT}' has its own; give one of them")
 
     @property
-    def _drafts(self) -> tuple[DraftLike | None, ...]:
-        """None stands for what the head drafts with."""
+    def _drafts(self) -> tuple[DraftLike, ...]:
         if self.draft is None:
-            return (None,) if isinstance(self.head, ExitHead | EagleHead) else ()
-        return (self.draft,) if isinstance(self.draft, DraftLike) else tuple(self.draft)
+            return ()
+        several = isinstance(self.draft, Sequence) and not isinstance(self.draft, str)
+        return tuple(self.draft) if several else (self.draft,)  # type: ignore[arg-type,return-value]
 
     def prepare(self, engine: Engine) -> tuple[tuple[AnyDraft, ...], SpeculationPolicy | None]:
-        """The drafts, ready for an engine, and what paces them; None: the engine's own pacer for them.
+        """The drafts, ready for an engine, and the policy; None: the engine's own, which adapts to what it sees.
+
+        Files are read once while the engine is open.
 
         Raises:
             PlanError, MethodError, DraftError: a draft that cannot be read, or does not fit the model.
-            UsageError: no head comes with the model, or a head and a vocabulary are given.
+            UsageError: no head comes with the model, or a vocabulary is given beside a head, which has its own.
         """
         drafts = tuple(self._prepare(draft, engine) for draft in self._drafts)
         return drafts, None if self.num_speculative_tokens is None else FixedPolicy(self.num_speculative_tokens)
 
-    def _prepare(self, draft: DraftLike | None, engine: Engine) -> AnyDraft:
+    def _prepare(self, draft: DraftLike, engine: Engine) -> AnyDraft:
         if isinstance(draft, AnyDraft):
             return draft
-        if draft is None and isinstance(self.head, ExitHead | EagleHead):
-            return engine.draft_of(self.head, self.vocabulary)
-        if draft == DEFAULT_DRAFT:
-            return engine.default_draft(self.vocabulary)
-        plan = draft if isinstance(draft, DepthPlan) else read_plan(draft, engine.target.num_layers)
-        vocabulary = self.vocabulary
-        if vocabulary is None and self.head is None and isinstance(draft, str):
-            vocabulary = _vocabulary_beside(draft, engine)
-        return engine.draft(plan, head=self.head, vocabulary=vocabulary)
+        if isinstance(draft, ExitHead | EagleHead):
+            return engine.draft_of(draft, self._vocabulary(engine))
+        if isinstance(draft, DepthPlan):
+            return engine.draft(draft, vocabulary=self._vocabulary(engine))
+        text = os.fspath(draft)
+        return engine.once((text, self.vocabulary), lambda: self._read(text, engine))
 
+    def _read(self, text: str, engine: Engine) -> AnyDraft:
+        vocabulary = self._vocabulary(engine)
+        if text == DEFAULT_DRAFT:
+            return engine.default_draft(vocabulary)
+        if folder := find_head(text):
+            return engine.draft_of(load_head(folder, engine.model), vocabulary)
+        plan = read_plan(text, engine.target.num_layers)
+        if vocabulary is None and (Path(text) / f"{VOCABULARY_FILES}.json").exists():
+            vocabulary = self._load_vocabulary(text, engine)
+        return engine.draft(plan, vocabulary=vocabulary)
 
-def _vocabulary_beside(draft: str, engine: Engine) -> DraftVocabulary | None:
-    """The draft vocabulary that a finished search left beside its plan, if it did."""
-    folder = Path(draft)
-    if engine.tokenizer is None or not (folder / f"{VOCABULARY_FILES}.json").exists():
-        return None
-    return DraftVocabulary.load(folder, engine.model, engine.tokenizer)
+    def _vocabulary(self, engine: Engine) -> DraftVocabulary | None:
+        if self.vocabulary is None or isinstance(self.vocabulary, DraftVocabulary):
+            return self.vocabulary
+        return self._load_vocabulary(self.vocabulary, engine)
+
+    @staticmethod
+    def _load_vocabulary(folder: str | Path, engine: Engine) -> DraftVocabulary:
+        if engine.tokenizer is None:
+            raise UsageError("a draft vocabulary is read by the model's tokenizer; open the engine with one")
+        return DraftVocabulary.load(folder, engine.model, engine.tokenizer)

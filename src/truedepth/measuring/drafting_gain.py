@@ -17,7 +17,7 @@ from truedepth.records.progress import Progress, silent
 RUNS = 3
 """Of each, after one of each that does not count."""
 
-_OF_DRAFTS = ("draft", "num_speculative_tokens", "head", "vocabulary")
+_OF_DRAFTS = ("draft", "num_speculative_tokens", "vocabulary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +48,14 @@ def drafting_gain(
     Args:
         engine: open on the model.
         runs: of each.
-        options: what `generate` takes; a draft or a head is among them.
+        options: what `generate` takes; a draft is among them.
 
     Raises:
         UsageError: there is no draft, or the text has fewer than two tokens; and see `generate`.
     """
     plain_options: Any = {name: value for name, value in options.items() if name not in _OF_DRAFTS}
-    if options.get("draft") is None and options.get("head") is None:
-        raise UsageError("there is nothing to compare plain decoding with; give a draft such as exit:8, or a head")
+    if not options.get("draft"):
+        raise UsageError("there is nothing to compare plain decoding with; give a draft such as exit:8")
     pairs: list[tuple[GenerationResult, GenerationResult]] = []
     with progress("Comparing", 2 * (runs + 1)) as advance:
         for _ in range(runs + 1):

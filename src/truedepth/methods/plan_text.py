@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from pathlib import Path
 
 from truedepth.errors import MethodError, PlanError
 from truedepth.plan import DepthPlan, Form, Prefill
@@ -18,25 +19,35 @@ from truedepth.plan import DepthPlan, Form, Prefill
 PLAN_FORMATS = "a plan.yaml, a finished run's folder, a notation such as '0-19 (20|21) 22-29', exit:8, or METHOD@VALUE"
 """What `read_plan` takes, for help texts and messages."""
 
+PlanLike = str | Path | DepthPlan
+"""A plan, or what a user writes for one."""
+
 _NOTATION = re.compile(r"[\d\s()|+-]*")
 _MISSPELT_NOTATION = re.compile(r"[\d(][^/\\]*(?<!\.yaml)(?<!\.yml)")
 _EXIT = re.compile(r"exit:(.*)")
 _METHOD = re.compile(r"([A-Za-z][\w-]*)@([^/\\]*)")
 
 
-def read_plan(text: str | None, num_layers: int, form: Form | None = None, prefill: Prefill | None = None) -> DepthPlan:
-    """The plan that `text` means for a model of `num_layers` layers.
+def read_plan(
+    given: PlanLike | None, num_layers: int, form: Form | None = None, prefill: Prefill | None = None
+) -> DepthPlan:
+    """The plan that a user means for a model of `num_layers` layers.
 
     Args:
-        text: see this module's docstring; None: every layer.
+        given: a plan, or what is written for one: see this module's docstring; None: every layer.
         form, prefill: override what a plan file or a method says.
 
     Raises:
         PlanError: it cannot be read, is malformed, or is for another number of layers.
         MethodError: there is no such method, or its value does not fit it or the model.
     """
-    if text is None:
+    if given is None:
         return DepthPlan.full(num_layers)
+    if isinstance(given, DepthPlan):
+        return replace(given, form=form or given.form, prefill=prefill or given.prefill)
+    if not isinstance(given, PlanLike):
+        raise PlanError(f"{given!r} is no plan; give {PLAN_FORMATS}, or a DepthPlan")
+    text = os.fspath(given)
     if names_a_file(text):
         plan = _from_file(text, num_layers)
     elif match := _EXIT.fullmatch(text):

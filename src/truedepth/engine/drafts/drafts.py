@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from truedepth.engine.drafts.heads.draft_head import DraftHead, head_for
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
@@ -40,6 +41,10 @@ class Draft:
     @property
     def form(self) -> Form:
         return self.plan.form
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its plan and the size of its vocabulary, as plain numbers, strings, lists and dicts."""
+        return {"plan": self.plan.to_dict(), "vocabulary_size": _size_of(self.head)}
 
     @classmethod
     def of(
@@ -97,6 +102,10 @@ class EagleDraft:
     head: EagleHead
     stages: tuple[Stage, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as of a `Draft`; it runs no plan."""
+        return {"plan": None, "vocabulary_size": _size_of(self.head)}
+
     @classmethod
     def of(cls, head: EagleHead, target: DepthPlan, runner: ModelRunner) -> EagleDraft:
         """Prepare a draft for a target.
@@ -111,6 +120,11 @@ class EagleDraft:
 
 AnyDraft = Draft | EagleDraft
 """What can propose tokens."""
+
+
+def _size_of(head: DraftHead) -> int | None:
+    """Of the draft vocabulary; None: it is the model's."""
+    return None if head.vocabulary is None else len(head.vocabulary)
 
 
 def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:

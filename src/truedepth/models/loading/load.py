@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UsageError
+from truedepth.families import family_of
 from truedepth.models.loading.embedded import embedded_model, embedded_models
 from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.records.messages import one_line
@@ -33,6 +34,11 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+
+    @property
+    def num_layers(self) -> int:
+        """Its decoder layers."""
+        return len(family_of(self.model.config).decoder_layers(self.model))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,6 @@ def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedMo
 
 
 def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
-    from truedepth.families import family_of
     from truedepth.models.gguf.architectures import config_of
     from truedepth.models.gguf.file import read_gguf
     from truedepth.models.loading.checkpoint import read_config
@@ -165,7 +170,6 @@ def _load_folder(folder: Path, name: str, options: _Options) -> LoadedModel:
 
 
 def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
-    from truedepth.families import family_of
     from truedepth.models.gguf.architectures import config_of
     from truedepth.models.gguf.file import read_gguf
     from truedepth.models.gguf.model import model_of

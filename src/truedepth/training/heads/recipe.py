@@ -28,7 +28,7 @@ from truedepth.records.progress import Progress, silent
 from truedepth.records.recipe import Settings
 from truedepth.training.heads.loss import HeadDistillation
 from truedepth.training.heads.rows import HeadRows
-from truedepth.training.heads.shapes import EagleShape, ExitShape, num_layers_of
+from truedepth.training.heads.shapes import EagleShape, ExitShape
 from truedepth.training.heads.states import NOTHING, States, make_states
 from truedepth.training.heads.text import HeadText, read_passages
 from truedepth.training.heads.trainer import ExitHeadTrainer
@@ -134,7 +134,7 @@ class ExitHeadKind:
             for name, shares in head.agreement.items()
             for position, share in enumerate(shares, 1)
         }
-        command = f"truedepth generate {loaded.name} --head {folder} --prompt 'Why is the sky blue?' --stats"
+        command = f"truedepth generate {loaded.name} --draft {folder} --prompt 'Why is the sky blue?' --stats"
         return ProductRecord(
             description="The head", path=HEAD_FOLDER, figures=figures, commands=[("Draft with it", command)]
         )
@@ -147,7 +147,7 @@ class ExitHeadKind:
         states: States,
         sources: Sequence[str] = (),
     ) -> HeadRows:
-        return HeadRows(states, head, num_layers_of(loaded), recipe.data.length, sources)
+        return HeadRows(states, head, loaded.num_layers, recipe.data.length, sources)
 
 
 KIND = ExitHeadKind()

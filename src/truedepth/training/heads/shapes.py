@@ -9,7 +9,6 @@ from pydantic import Field
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
-from truedepth.families import family_of
 from truedepth.models.loading.load import LoadedModel
 from truedepth.plan import DepthPlan
 from truedepth.records.recipe import Settings
@@ -41,7 +40,7 @@ class EagleShape(_Shape):
 
     def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
         """The depths of the states that it needs."""
-        count = num_layers_of(loaded)
+        count = loaded.num_layers
         return self.depths or tuple(sorted({max(1, count // 3), max(1, 2 * count // 3), count}))
 
 
@@ -55,7 +54,7 @@ class ExitShape(_Shape):
     def fresh(self, loaded: LoadedModel, vocabulary: DraftVocabulary) -> ExitHead:
         return ExitHead.fresh(
             loaded.model,
-            DepthPlan.of_layers(range(self.exit), num_layers_of(loaded)),
+            DepthPlan.of_layers(range(self.exit), loaded.num_layers),
             num_layers=self.layers,
             vocabulary=vocabulary,
             rank=self.rank,
@@ -65,8 +64,3 @@ class ExitShape(_Shape):
     def read_at(self, loaded: LoadedModel) -> tuple[int, ...]:
         """The depth of the states that it needs."""
         return (self.exit,)
-
-
-def num_layers_of(loaded: LoadedModel) -> int:
-    """Decoder layers of a model."""
-    return len(family_of(loaded.model.config).decoder_layers(loaded.model))

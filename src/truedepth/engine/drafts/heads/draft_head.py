@@ -94,6 +94,12 @@ def refuse_both(vocabulary: DraftVocabulary | None) -> None:
         raise UsageError("a trained head has its own draft vocabulary; give a head or a vocabulary, not both")
 
 
+def find_head(folder: str | Path) -> Path | None:
+    """Where the files of a trained head are: in a folder itself, or in that of its training; None: no head is there."""
+    own = Path(folder)
+    return next((path for path in (own, own / HEAD_FILES) if (path / f"{HEAD_FILES}.json").exists()), None)
+
+
 def load_head(folder: str | Path, model: nn.Module) -> ExitHead | EagleHead:
     """Read a head of either kind, in the model's type and on its device. An engine may be open on the model.
 
