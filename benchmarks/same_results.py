@@ -34,7 +34,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-RENAMED = {"draft_length": "num_speculative_tokens", "report_tokens": "test_tokens", "rate": "learning_rate"}
+RENAMED = {
+    **{"draft_length": "num_speculative_tokens", "report_tokens": "test_tokens", "rate": "learning_rate"},
+    **{"places": "positions", r"(.*)_place_(\d)": r"\1_position_\2", r"(.*), place (\d)": r"\1, position \2"},
+}
 """Keys of JSON files and fields of recipes, patterns of the old names: each tree may write and read either."""
 
 LEFT_OUT = {

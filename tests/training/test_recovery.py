@@ -19,7 +19,7 @@ from truedepth.models.rewire import applied_plan, apply, causal_lm, mark_decodin
 from truedepth.plan import DepthPlan
 from truedepth.training.data.rows import TokenRows
 from truedepth.training.recovery.objective import Objective, compared_layers
-from truedepth.training.recovery.recipe import Recover, prepare
+from truedepth.training.recovery.recipe import Recover, prepare_recovery
 from truedepth.training.recovery.teacher import Teacher
 from truedepth.training.recovery.trainer import RecoveryTrainer
 from truedepth.training.recovery.two_passes import cut
@@ -36,7 +36,7 @@ def trainer_of(tmp_path: Path, random_items: Any) -> Callable[..., RecoveryTrain
 
     def make(model: Any, *plans: str, settings: Any = None, packed: bool = True, **arguments: Any) -> Any:
         recover = Recover(plans=plans, **(settings or {}))
-        model, ready, originals = prepare(model, recover)
+        model, ready, originals = prepare_recovery(model, recover)
         chosen: dict[str, Any] = {
             "output_dir": str(tmp_path / "out"),
             "use_cpu": True,
@@ -275,7 +275,7 @@ def test_the_teacher_of_a_merged_model_is_the_unmerged_one(tiny_model: Any, toke
     for lora in (None, {"rank": 2}):
         model, ids = tiny_model("llama"), token_ids(2, 8)
         expected = model(ids).logits
-        model, plans, originals = prepare(model, Recover(plans=("0 (1+2) 3-5",), lora=lora))
+        model, plans, originals = prepare_recovery(model, Recover(plans=("0 (1+2) 3-5",), lora=lora))
         core = causal_lm(model)
         apply(core, plans[0])
         teacher = Teacher(core, family_of(core.config), originals)

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import Trainer
 
 from truedepth.errors import OutputError, TextError, TrainingError
 from truedepth.training.data.rows import IGNORED, TokenRows
 from truedepth.training.trainer.checkpoints import last_checkpoint
-from truedepth.training.trainer.depth_trainer import DepthTrainer, Snapshot
+from truedepth.training.trainer.depth_trainer import DepthTrainer
 from truedepth.training.trainer.figures import FIGURES_FILE, Figures, exit_name, exit_of, read_figures
+from truedepth.training.trainer.pace import Snapshot
 
 Start = Callable[..., DepthTrainer]
 
@@ -181,16 +183,14 @@ def _order(trainer: DepthTrainer, epoch: int) -> list[int]:
 class TestCheckpoints:
     def failing(self, monkeypatch: pytest.MonkeyPatch, error: Exception, where: str, step: int) -> None:
         """Let saving fail in the checkpoint of a step."""
-        from truedepth.training.trainer import trainer
-
-        original = getattr(trainer.Trainer, where)
+        original = getattr(Trainer, where)
 
         def save(own: Any, *args: Any, **options: Any) -> Any:
             if own.state.global_step == step:
                 raise error
             return original(own, *args, **options)
 
-        monkeypatch.setattr(trainer.Trainer, where, save)
+        monkeypatch.setattr(Trainer, where, save)
 
     @pytest.mark.parametrize(
         ("error", "what"),

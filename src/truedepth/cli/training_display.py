@@ -94,7 +94,7 @@ def _pace(snapshot: Snapshot) -> str:
 
 
 def _table(snapshot: Snapshot) -> Table:
-    """A row for the loss that is trained on, and for each exit or drafted position, held-out figures beside."""
+    """A row for the loss in training, and for each exit or drafted position; held-out figures beside the others."""
     exits = sorted({found[1] for name in snapshot.figures if (found := exit_of(name))})
     positions = sorted({found[1] for name in snapshot.figures if (found := position_of(name))})
     names = [

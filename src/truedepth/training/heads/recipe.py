@@ -55,7 +55,7 @@ class HeadData(Settings):
     length: int = Field(default=1024, ge=8, description="tokens of a row, and the most of a passage")
 
 
-class EagleSettings(Settings):
+class StateSettings(Settings):
     """The hidden states on disk."""
 
     folder: Path | None = Field(
@@ -71,7 +71,7 @@ class ExitHeadRecipe(TrainingRecipe):
     kind: Literal["exit-head"] = "exit-head"
     data: HeadData  # type: ignore[assignment]  # states instead of tokens
     head: Annotated[EagleShape | ExitShape, Field(discriminator="kind")]
-    states: EagleSettings = EagleSettings()
+    states: StateSettings = StateSettings()
     positions: int = Field(
         default=3, ge=1, description="drafted positions that an EAGLE head is trained at; an exit head needs one"
     )

@@ -57,8 +57,10 @@ class RecoverRecipe(TrainingRecipe):
     recover: Recover
 
 
-def prepare(model: Any, settings: Recover, seed: int = 0) -> tuple[nn.Module, tuple[DepthPlan, ...], dict[str, Tensor]]:
-    """Make a model ready to be trained under plans: merges settled, what is not trained frozen, adapters put on.
+def prepare_recovery(
+    model: Any, settings: Recover, seed: int = 0
+) -> tuple[nn.Module, tuple[DepthPlan, ...], dict[str, Tensor]]:
+    """Make a model ready to be trained under plans: bake merges, freeze what is not trained, put adapters on.
 
     Args:
         model: a causal language model without a plan.
@@ -112,7 +114,7 @@ class _Recover:
 
     def trainer(self, training: Training[RecoverRecipe]) -> DepthTrainer:
         settings = training.recipe.recover
-        model, plans, originals = prepare(training.loaded.model, settings, training.recipe.seed)
+        model, plans, originals = prepare_recovery(training.loaded.model, settings, training.recipe.seed)
         return RecoveryTrainer(
             model,
             **training.options,

@@ -143,8 +143,8 @@ class DepthTrainer(ExactTrainer):
             num_items: how many labels the step has; see `per_token`.
         """
         own = {name: value for name, value in inputs.items() if name not in NOT_FOR_MODELS}
-        result: tuple[Tensor, Any] = super().compute_loss(model, own, True, num_items)
-        return result
+        result: Any = super().compute_loss(model, own, True, num_items)
+        return result[0], result[1]
 
     def compute_loss_context_manager(self) -> ExitStack:
         """Mixed precision for all of `compute_loss`; accelerate gives it to the model's own forward only."""
