@@ -158,5 +158,5 @@ class TestResults:
     def test_what_is_none_is_refused(self, text: str, tmp_path: Path) -> None:
         path = tmp_path / TRAINING_FILE
         path.write_text(text)
-        with pytest.raises(TruedepthError, match=r"is not a training-results.json of schema 1"):
+        with pytest.raises(TruedepthError, match=r"is not a training-results.json of schema 2"):
             TrainingResults.load(path)
