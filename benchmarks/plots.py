@@ -1,4 +1,4 @@
-"""The pictures of docs/results.md, from the figures that the other scripts wrote.
+"""The charts of docs/results.md, from the figures that the other scripts wrote.
 
     python benchmarks/plots.py docs
 
@@ -34,9 +34,9 @@ def exits(record: Record, axes: list[Axes]) -> None:
     accuracy = record["accuracy"]
     for offset, (name, colour) in zip((-0.2, 0.2), (("with", GREEN), ("without", GREY)), strict=True):
         if name in accuracy:
-            places = [at + offset for at in range(len(accuracy[name]))]
+            positions = [at + offset for at in range(len(accuracy[name]))]
             heights = [100 * share for share in accuracy[name].values()]
-            bars = left.bar(places, heights, 0.38, color=colour, label=f"{name} LayerSkip")
+            bars = left.bar(positions, heights, 0.38, color=colour, label=f"{name} LayerSkip")
             left.bar_label(bars, fmt="%.0f", fontsize=8)
     left.set_xticks(range(len(accuracy["with"])), list(accuracy["with"]))
     left.set(xlabel="layers that run", ylabel="items answered right (%)", ylim=(0, 112))
@@ -49,9 +49,9 @@ def agreement(record: Record, axes: list[Axes]) -> None:
     left, right = axes
     for offset, (name, colour) in zip((-0.2, 0.2), (("before", GREY), ("after", GREEN)), strict=True):
         found = {key: own for key, own in record["held_out"][name].items() if key.startswith("agreement")}
-        places = [at + offset for at in range(len(found))]
+        positions = [at + offset for at in range(len(found))]
         heights = [100 * share for share in found.values()]
-        bars = left.bar(places, heights, 0.38, color=colour, label=f"{name} training")
+        bars = left.bar(positions, heights, 0.38, color=colour, label=f"{name} training")
         left.bar_label(bars, fmt="%.0f", fontsize=8)
         left.set_xticks(range(len(found)), [key.rpartition("_")[2] for key in found])
     left.set(xlabel="layers that run", ylabel="next token as the last layer's (%)", ylim=(0, 112))
@@ -89,14 +89,14 @@ def predicted(record: Record, axes: list[Axes]) -> None:
     for axis, phase in zip(axes, ("decode", "prefill"), strict=True):
         rows = record["rows"]
         names = [f"{row['plan']}, batch {row['batch']}" for row in rows]
-        places = range(len(rows))
+        positions = range(len(rows))
         foretold = [row[phase]["predicted"]["tokens_per_second"] for row in rows]
         middle = [own["value"] for own in foretold]
         ends = [[own["value"] - own["low"] for own in foretold], [own["high"] - own["value"] for own in foretold]]
-        axis.errorbar(middle, places, xerr=ends, fmt="o", color=ORANGE, capsize=3, label="predicted")
+        axis.errorbar(middle, positions, xerr=ends, fmt="o", color=ORANGE, capsize=3, label="predicted")
         measured = [row[phase]["measured"]["median"] for row in rows]
-        axis.plot(measured, places, "D", color=GREEN, label="measured")
-        axis.set_yticks(list(places), names)
+        axis.plot(measured, positions, "D", color=GREEN, label="measured")
+        axis.set_yticks(list(positions), names)
         axis.invert_yaxis()
         axis.set(title=phase, xlabel="tokens a second", xlim=(0, None))
         axis.legend(**ABOVE)
@@ -137,7 +137,7 @@ def _bars(axis: Axes, found: Mapping[str, float]) -> None:
     axis.invert_yaxis()
 
 
-PICTURES: dict[str, tuple[Callable[[Record, list[Axes]], None], int]] = {
+CHARTS: dict[str, tuple[Callable[[Record, list[Axes]], None], int]] = {
     "layerskip-parsing": (exits, 2),
     "layerskip-source": (agreement, 2),
     "layerskip-gsm8k": (agreement, 2),
@@ -151,10 +151,10 @@ PICTURES: dict[str, tuple[Callable[[Record, list[Axes]], None], int]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where the pictures go")
+    parser.add_argument("folder", type=Path, help="where the charts go")
     folder = parser.parse_args().folder
     pyplot.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
-    for name, (draw, count) in PICTURES.items():
+    for name, (draw, count) in CHARTS.items():
         source = Path(__file__).with_name(f"{name}.json")
         if source.exists():
             figure, axes = pyplot.subplots(

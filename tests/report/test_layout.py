@@ -44,9 +44,9 @@ def plans(draw: st.DrawFn) -> DepthPlan:
 
 
 @given(plans())
-def test_the_picture_has_every_layer_once_and_the_stages_in_order(plan: DepthPlan) -> None:
-    picture = slots(plan)
-    assert sorted(layer for slot in picture for layer in slot.layers) == list(range(plan.num_layers))
-    assert [slot.layers for slot in picture if slot.role != "skipped"] == [stage.layers for stage in plan.stages]
-    for slot in picture:
+def test_the_drawing_has_every_layer_once_and_the_stages_in_order(plan: DepthPlan) -> None:
+    found = slots(plan)
+    assert sorted(layer for slot in found for layer in slot.layers) == list(range(plan.num_layers))
+    assert [slot.layers for slot in found if slot.role != "skipped"] == [stage.layers for stage in plan.stages]
+    for slot in found:
         assert {roles(plan)[layer] for layer in slot.layers} == {slot.role}

@@ -1,28 +1,17 @@
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from truedepth.plan import DepthPlan
-from truedepth.report.format import TIMES
-from truedepth.report.terminal import draw_plan, results_table
+from truedepth.report import draw_plan, results_table
 from truedepth.search.results import Results
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 
 
-def drawn(renderable: Any, width: int = 80, encoding: str = "utf-8") -> list[str]:
-    """What a plain terminal without colour shows, with x for the multiplication sign."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    Console(file=stream, width=width, color_system=None).print(renderable)
-    stream.flush()
-    return stream.buffer.getvalue().decode(encoding).replace(TIMES, "x").splitlines()
-
-
-def test_stages_in_order_with_groups_stacked_and_skipped_layers_struck() -> None:
+def test_stages_in_order_with_groups_stacked_and_skipped_layers_struck(drawn: Any) -> None:
     assert drawn(draw_plan(DepthPlan.parse("0 1 (2|3) 5 (6+7)", 8))) == [
         "[ 0][ 1]╭ 2╮╌ 4╌[ 5]╔ 6╗",
         "        ╰ 3╯        ╚ 7╝",
@@ -31,11 +20,11 @@ def test_stages_in_order_with_groups_stacked_and_skipped_layers_struck() -> None
     ]
 
 
-def test_the_legend_has_only_what_is_drawn() -> None:
+def test_the_legend_has_only_what_is_drawn(drawn: Any) -> None:
     assert drawn(draw_plan(DepthPlan.full(4))) == ["[ 0][ 1][ 2][ 3]", "[n] runs alone", "all 4 layers"]
 
 
-def test_a_wide_group_grows_columns() -> None:
+def test_a_wide_group_grows_columns(drawn: Any) -> None:
     assert drawn(draw_plan(DepthPlan.parse("(0|1|2|3|4|5)", 6)))[:4] == [
         "╭ 0  4╮",
         "│ 1  5│",
@@ -44,29 +33,29 @@ def test_a_wide_group_grows_columns() -> None:
     ]
 
 
-def test_a_full_prefill_is_said() -> None:
+def test_a_full_prefill_is_said(drawn: Any) -> None:
     assert "the prompt runs every layer" in drawn(draw_plan(DepthPlan.of_layers([0, 2], 3, "full")))[-1]
 
 
-def test_a_terminal_without_unicode_gets_ascii() -> None:
+def test_a_terminal_without_unicode_gets_ascii(drawn: Any) -> None:
     lines = drawn(draw_plan(DepthPlan.parse("0 1 (2|3) 5 (6+7)", 8)), encoding="ascii")
     assert lines[:2] == ["[ 0][ 1]/ 2\\- 4-[ 5]+ 6+", "        \\ 3/        + 7+"]
 
 
 @pytest.mark.parametrize("num_layers", [30, 32, 80, 126])
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_fits_the_terminal_and_shows_every_layer(num_layers: int, width: int) -> None:
+def test_fits_the_terminal_and_shows_every_layer(drawn: Any, num_layers: int, width: int) -> None:
     pairs = " ".join(f"({layer}|{layer + 1})" for layer in range(8, num_layers - 4, 2))
     plan = DepthPlan.parse(f"0-6 {pairs} {num_layers - 2} {num_layers - 1}", num_layers)
     lines = drawn(draw_plan(plan), width)
     assert max(map(len, lines)) <= width
-    picture = "\n".join(lines[: next(i for i, line in enumerate(lines) if line.startswith("[n]"))])
+    drawing = "\n".join(lines[: next(i for i, line in enumerate(lines) if line.startswith("[n]"))])
     for sign in "[]╭╮╰╯╌":
-        picture = picture.replace(sign, " ")
-    assert sorted(map(int, picture.split())) == list(range(num_layers))
+        drawing = drawing.replace(sign, " ")
+    assert sorted(map(int, drawing.split())) == list(range(num_layers))
 
 
-def test_the_table_has_every_row_and_fits_80_columns() -> None:
+def test_the_table_has_every_row_and_fits_80_columns(drawn: Any) -> None:
     lines = drawn(results_table(Results.model_validate(SAMPLE)))
     assert max(map(len, lines)) <= 80
     rows = {line.split("  ")[0]: line.split() for line in lines}
@@ -76,17 +65,17 @@ def test_the_table_has_every_row_and_fits_80_columns() -> None:
     assert "~ predicted by the cost model, not measured" in lines
 
 
-def test_the_table_says_what_was_found_and_what_it_cost() -> None:
+def test_the_table_says_what_was_found_and_what_it_cost(drawn: Any) -> None:
     text = " ".join(" ".join(drawn(results_table(Results.model_validate(SAMPLE)))).split())
     assert "decodes 1.27 times as fast" in text
     assert SAMPLE["cost"]["note"] in text
 
 
-def test_names_are_not_read_as_markup() -> None:
+def test_names_are_not_read_as_markup(drawn: Any) -> None:
     results = Results.model_validate({**SAMPLE, "model": {**SAMPLE["model"], "name": "[red]name[/red]"}})
     assert "[red]name[/red]" in " ".join(drawn(results_table(results)))
 
 
-def test_infinite_perplexity_is_readable() -> None:
+def test_infinite_perplexity_is_readable(drawn: Any) -> None:
     peers = [{**SAMPLE["peers"][0], "perplexity": float("inf"), "kl": float("inf")}]
     assert any("infinite" in line for line in drawn(results_table(Results.model_validate({**SAMPLE, "peers": peers}))))

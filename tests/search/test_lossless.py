@@ -24,8 +24,7 @@ from truedepth.measuring.step_costs import StepCosts
 from truedepth.models.loading.load import load
 from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.records.progress import Progress
-from truedepth.report import REPORT_FILE
-from truedepth.report.lossless.page import write_lossless_report
+from truedepth.report import write_report
 from truedepth.search.draft_benchmark import DraftRun
 from truedepth.search.job import JOURNAL_FILE, RECIPE_FILE
 from truedepth.search.lossless import optimize_lossless
@@ -147,8 +146,7 @@ def test_expects_what_timing_then_finds(finished: tuple[LosslessResults, Path]) 
 
 
 def page_of(results: LosslessResults, folder: Path) -> str:
-    write_lossless_report(results, folder / REPORT_FILE)
-    return (folder / REPORT_FILE).read_text(encoding="utf-8")
+    return write_report(results, folder).read_text(encoding="utf-8")
 
 
 def test_writes_everything_and_it_reads_back(finished: tuple[LosslessResults, Path], recipe: LosslessRecipe) -> None:

@@ -18,7 +18,7 @@ from truedepth.cli.measure import command as measure
 from truedepth.errors import PlanError, UsageError
 from truedepth.measuring import bandwidth
 from truedepth.plan.plan_file import load_plan
-from truedepth.report.training.page import write_training_report
+from truedepth.report import write_report
 from truedepth.training.kinds import find_kind
 from truedepth.training.run import train
 
@@ -72,8 +72,7 @@ def test_layerskip(lora: Any, run: Any, tiny_folder: Path, tmp_path: Path) -> No
     assert [step for step, _ in results.series("loss_exit_6")] == [1, 2, 3, 4]
     assert [step for step, _ in results.series("agreement_exit_2")] == [2, 4]
     assert [step for step, _ in results.series("eval_loss_exit_4")] == [0, 2, 4]
-    write_training_report(results, tmp_path / "report.html")
-    assert "exit 4" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "exit 4" in write_report(results, tmp_path).read_text(encoding="utf-8")
 
     before, after = weights(tiny_folder), weights(tmp_path / "run" / "model")
     assert before.keys() == after.keys()

@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 
 from truedepth.cli.options import examples, json_option, loading_options, print_json
 from truedepth.errors import UsageError
-from truedepth.report import REPORT_FILE
+from truedepth.report import draw_plan, results_table, write_report
 from truedepth.search.moves import MOVES, Move
 from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
 
@@ -70,40 +70,35 @@ def command(
 
 def _find_plan(recipe: Recipe, output: Path, resume: bool, as_json: bool) -> None:
     from truedepth.cli.live import JobDisplay
-    from truedepth.report.html import write_report
-    from truedepth.report.terminal import draw_plan, results_table
     from truedepth.search.optimize import optimize
 
     with JobDisplay() as display:
         results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
-    write_report(results, output / REPORT_FILE)
+    report = write_report(results, output)
     if as_json:
         print_json(results.to_dict())
         return
-    _show(draw_plan(results.plan.to_plan()), results_table(results), output)
+    _show(draw_plan(results.plan.to_plan()), results_table(results), report)
 
 
 def _find_draft(recipe: LosslessRecipe, output: Path, resume: bool, as_json: bool) -> None:
     from truedepth.cli.live import JobDisplay
-    from truedepth.report.lossless.page import write_lossless_report
-    from truedepth.report.lossless.table import lossless_table
-    from truedepth.report.terminal import draw_plan
     from truedepth.search.lossless import optimize_lossless
 
     with JobDisplay() as display:
         results = optimize_lossless(recipe, output, resume=resume, progress=display.progress)
-    write_lossless_report(results, output / REPORT_FILE)
+    report = write_report(results, output)
     if as_json:
         print_json(results.to_dict())
         return
-    _show(draw_plan(results.best.draft.to_plan()), lossless_table(results), output)
+    _show(draw_plan(results.best.draft.to_plan()), results_table(results), report)
 
 
-def _show(drawing: RenderableType, table: RenderableType, output: Path) -> None:
+def _show(drawing: RenderableType, table: RenderableType, report: Path) -> None:
     console = Console()
     console.print(drawing)
     console.print(table)
-    console.print(f"The report is {output / REPORT_FILE}", soft_wrap=True, highlight=False)
+    console.print(f"The report is {report}", soft_wrap=True, highlight=False)
 
 
 def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any]) -> Recipe | LosslessRecipe:

@@ -15,6 +15,7 @@ from truedepth.errors import UsageError
 from truedepth.methods import all_methods, get_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
 from truedepth.plan import DepthPlan
+from truedepth.report import draw_plan
 
 
 class MethodGroup(click.Group):
@@ -150,8 +151,6 @@ def _finish(method: Method, plan: DepthPlan, output: Path | None, as_json: bool)
         print_json({**plan.to_dict(), "method": method.name, "parameters": parameters})
         return
     from rich.console import Console
-
-    from truedepth.report.terminal import draw_plan
 
     click.echo(plan.notation)
     Console().print(draw_plan(plan))

@@ -11,12 +11,10 @@ from truedepth.cli.options import examples, json_option, print_json
 from truedepth.errors import PlanError, UsageError
 from truedepth.methods.plan_text import PLAN_FORMATS, names_a_file, read_plan
 from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
-from truedepth.report import REPORT_FILE
+from truedepth.report import REPORT_FILE, draw_plan, results_table
 
 if TYPE_CHECKING:
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
-    from truedepth.training.results import TrainingResults
+    from truedepth.report import RunResults
 
 
 @click.command(
@@ -55,7 +53,7 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
         _show_run(results, Path(target))
 
 
-def _read_run(folder: Path) -> Results | LosslessResults | TrainingResults | None:
+def _read_run(folder: Path) -> RunResults | None:
     from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
     from truedepth.search.results import RESULTS_FILE, Results
     from truedepth.training.results import TRAINING_FILE, TrainingResults
@@ -84,8 +82,6 @@ def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Pref
 def _show_plan(plan: DepthPlan, as_json: bool) -> None:
     from rich.console import Console
 
-    from truedepth.report.terminal import draw_plan
-
     if as_json:
         print_json(plan.to_dict())
         return
@@ -93,26 +89,17 @@ def _show_plan(plan: DepthPlan, as_json: bool) -> None:
     Console().print(draw_plan(plan))
 
 
-def _show_run(results: Results | LosslessResults | TrainingResults, folder: Path) -> None:
+def _show_run(results: RunResults, folder: Path) -> None:
     from rich.console import Console
 
-    from truedepth.report.lossless.table import lossless_table
-    from truedepth.report.terminal import results_table
-    from truedepth.report.training.table import training_table
     from truedepth.search.lossless_results import LosslessResults
     from truedepth.search.results import Results
 
-    plan = None
-    if isinstance(results, Results):
-        table, plan = results_table(results), results.plan.to_plan()
-    elif isinstance(results, LosslessResults):
-        table, plan = lossless_table(results), results.best.draft.to_plan()
-    else:
-        table = training_table(results)
-    Console().print(table)
-    if plan is not None:
+    Console().print(results_table(results))
+    if isinstance(results, (Results, LosslessResults)):
+        record = results.plan if isinstance(results, Results) else results.best.draft
         click.echo()
-        _show_plan(plan, as_json=False)
+        _show_plan(record.to_plan(), as_json=False)
     report = folder / REPORT_FILE
     if report.exists():
         click.echo(f"\nThe report: {report}")

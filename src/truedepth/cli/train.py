@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from truedepth.cli.options import examples, json_option, print_json
-from truedepth.report import REPORT_FILE
+from truedepth.report import REPORT_FILE, results_table, write_report
 from truedepth.training.kinds import KINDS
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def _train(name: str, recipe: Path, output: Path, resume: bool, as_json: bool) -
     settings = kind.recipe.load(recipe)
 
     from truedepth.cli.training_display import TrainingDisplay
-    from truedepth.report.training.page import write_training_report
     from truedepth.training.run import train
 
     with TrainingDisplay() as display:
@@ -76,7 +75,7 @@ def _train(name: str, recipe: Path, output: Path, resume: bool, as_json: bool) -
         )
     if results is None:  # another rank than the first
         return
-    write_training_report(results, output / REPORT_FILE)
+    write_report(results, output)
     if as_json:
         print_json(results.to_dict())
     else:
@@ -86,9 +85,7 @@ def _train(name: str, recipe: Path, output: Path, resume: bool, as_json: bool) -
 def _show(results: TrainingResults, output: Path) -> None:
     from rich.console import Console
 
-    from truedepth.report.training.table import training_table
-
     console = Console()
-    console.print(training_table(results))
+    console.print(results_table(results))
     for label, path in ((results.product.description, results.product.path), ("The report", REPORT_FILE)):
         console.print(f"{label}: {output / path}", soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""How a plan is laid out in a picture: its stages in order, and between them the layers it skips."""
+"""How a drawing lays out a plan: its stages in order, and between them the layers it skips."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from truedepth.plan import DepthPlan, Stage
 Role = Literal["alone", "parallel", "merged", "skipped"]
 """What a plan does with a layer: runs it alone, side by side with others, merged into one, or not at all."""
 
-ROLE_WORDS: dict[Role, str] = {
+ROLE_LABELS: dict[Role, str] = {
     "alone": "runs alone",
     "parallel": "side by side",
     "merged": "merged into one",
@@ -20,7 +20,7 @@ ROLE_WORDS: dict[Role, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One place in the picture: a stage, or a single skipped layer."""
+    """One piece of the drawing: a stage, or a single skipped layer."""
 
     role: Role
     layers: tuple[int, ...]
@@ -40,12 +40,12 @@ def slots(plan: DepthPlan) -> tuple[Slot, ...]:
             last_used = layer
         else:
             behind.setdefault(last_used, []).append(Slot("skipped", (layer,)))
-    picture = behind.pop(-1, [])
+    found = behind.pop(-1, [])
     for stage in plan.stages:
-        picture.append(Slot(_role(stage), stage.layers))
+        found.append(Slot(_role(stage), stage.layers))
         for layer in sorted(stage.layers):
-            picture.extend(behind.pop(layer, []))
-    return tuple(picture)
+            found.extend(behind.pop(layer, []))
+    return tuple(found)
 
 
 def roles(plan: DepthPlan) -> tuple[Role, ...]:

@@ -1,17 +1,16 @@
-"""What every report page is made with: templates, charts as plain data, and how figures are written."""
+"""What every report page is made with: templates, their filters, and the bars of what a step costs."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from truedepth.report import format as wording
+from truedepth.report.format import date, depth, duration, number, percent, perplexity, size, times
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -30,9 +29,7 @@ class CostPart:
 def cost_parts(figures: Sequence[tuple[str, float, str]]) -> tuple[CostPart, ...]:
     """Parts from their names, seconds and remarks; the bar of the longest is whole."""
     longest = max(seconds for _, seconds, _ in figures) or 1.0
-    return tuple(
-        CostPart(name, wording.duration(seconds), remark, seconds / longest) for name, seconds, remark in figures
-    )
+    return tuple(CostPart(name, duration(seconds), remark, seconds / longest) for name, seconds, remark in figures)
 
 
 def render_page(template: str, **values: Any) -> str:
@@ -44,14 +41,8 @@ def render_page(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": wording.number,
-        "perplexity": wording.perplexity,
-        "times": wording.times,
-        "percent": wording.percent,
-        "size": wording.size,
-        "duration": wording.duration,
-    }
+    filters = (chart_data, date, depth, duration, number, percent, perplexity, size, times)
+    environment.filters |= {filter_.__name__: filter_ for filter_ in filters}
     return environment.get_template(template).render(plotly_js=_plotly_js(), **values)
 
 
@@ -65,12 +56,3 @@ def chart_data(figure: go.Figure) -> dict[str, Any]:
     """A figure as plain data; Jinja's `tojson` makes it safe inside a script element."""
     loaded: dict[str, Any] = json.loads(figure.to_json())
     return loaded
-
-
-def readable_date(created: str) -> str:
-    """A moment in ISO 8601 for people; anything else as it is."""
-    try:
-        moment = datetime.fromisoformat(created)
-    except ValueError:
-        return created
-    return f"{moment.day} {moment:%B %Y, %H:%M} UTC"

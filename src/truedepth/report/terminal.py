@@ -1,4 +1,4 @@
-"""Plans and results in a terminal. Symbols carry the meaning; colour only repeats it."""
+"""Plans and tables in a terminal. Symbols carry the meaning; colour only repeats it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from truedepth.plan import DepthPlan
-from truedepth.report import format as wording
-from truedepth.report.comparison import ComparisonRow, comparison
-from truedepth.report.layout import ROLE_WORDS, Role, Slot, slots
+from truedepth.report.format import depth, duration, percent
+from truedepth.report.layout import ROLE_LABELS, Role, Slot, slots
 
 if TYPE_CHECKING:
     from truedepth.engine.sampling.result import GenerationResult
-    from truedepth.search.results import Results
 
 _STYLES: dict[Role, str] = {
     "alone": "bold",
@@ -38,14 +36,18 @@ _ORDER: tuple[Role, ...] = ("alone", "parallel", "merged", "skipped")
 _MAX_HEIGHT = 4  # layers of a group above each other, before it grows another column
 
 
-def draw_plan(plan: DepthPlan) -> RenderableType:
-    """A drawing of the plan: its stages in order, groups as stacks, skipped layers struck; with a legend."""
-    return _Drawing(plan)
+def bare_table(title: str, *figures: str) -> Table:
+    """A table without lines: what a row is of on the left, its figures on the right."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(title, no_wrap=True)
+    for name in figures:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
 
 
 @dataclass(frozen=True, slots=True)
-class _Drawing:
-    """The drawing, laid out when the width of the console is known."""
+class PlanDrawing:
+    """A plan's stages in order, groups as stacks, skipped layers struck; laid out when the console's width is known."""
 
     plan: DepthPlan
 
@@ -112,60 +114,17 @@ def _legend(shown: set[Role], ascii_only: bool) -> Text:
     for role in _ORDER:
         if role in shown:
             legend.append("   " if legend else "").append(samples[role], _STYLES[role])
-            legend.append(f" {ROLE_WORDS[role]}", "dim")
+            legend.append(f" {ROLE_LABELS[role]}", "dim")
     return legend
 
 
 def _summary(plan: DepthPlan) -> str:
-    parts = [wording.depth(plan)]
+    parts = [depth(plan)]
     if plan.groups:
         parts.append(f"form {plan.form}")
     if plan.prefill == "full":
         parts.append("the prompt runs every layer")
     return ", ".join(parts)
-
-
-def results_table(results: Results) -> RenderableType:
-    """The outcome of a run: its headline and the table of figures, readable at 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("", no_wrap=True)
-    for title in ("layers", "stages", "speedup", "perplexity", "KL (nats)", "agreement"):
-        table.add_column(title, justify="right", no_wrap=True)
-    rows = comparison(results)
-    for row in rows:
-        table.add_row(*_cells(row), style="bold green" if row.kind == "plan" else "")
-    parts: list[RenderableType] = [
-        Text(wording.headline(results), "bold"),
-        Text(_detail(results)),
-        Text(),
-        table,
-    ]
-    if not all(row.measured for row in rows):
-        parts.append(Text("~ predicted by the cost model, not measured", "dim"))
-    return Group(*parts)
-
-
-def _detail(results: Results) -> str:
-    parts = (
-        wording.asked(results),
-        f"Speedup: {wording.speed_range(results)}.",
-        wording.credit(results),
-        results.cost.note,
-    )
-    return " ".join(part for part in parts if part)
-
-
-def _cells(row: ComparisonRow) -> tuple[Text, ...]:
-    speedup = wording.times(row.speedup)
-    figures = (
-        str(len(row.plan.layers_used)),
-        str(row.plan.effective_depth),
-        speedup if row.measured else f"~{speedup}",
-        wording.perplexity(row.perplexity),
-        wording.number(row.kl),
-        wording.percent(row.agreement, 1),
-    )
-    return (Text(row.name), *map(Text, figures))
 
 
 def decoding_table(result: GenerationResult) -> RenderableType:
@@ -178,26 +137,22 @@ def decoding_table(result: GenerationResult) -> RenderableType:
         "plain steps": timings.plain,
     }
     parts["other"] = max(0.0, timings.total - sum(parts.values()))
-    times = Table("time", box=None, pad_edge=False, header_style="dim")
-    times.add_column("", justify="right")
-    times.add_column("share", justify="right")
+    times = bare_table("time", "", "share")
     for name, seconds in {**parts, "total": timings.total}.items():
-        times.add_row(name, wording.duration(seconds), wording.percent(seconds / (timings.total or 1)))
+        times.add_row(name, duration(seconds), percent(seconds / (timings.total or 1)))
     rounds = sum(step.drafted > 0 for step in result.steps)
     return Group(
-        times, Text(f"{rounds} rounds of drafting, {len(result.steps) - rounds} plain steps"), *_places(result)
+        times, Text(f"{rounds} rounds of drafting, {len(result.steps) - rounds} plain steps"), *_positions(result)
     )
 
 
-def _places(result: GenerationResult) -> Iterator[Table]:
+def _positions(result: GenerationResult) -> Iterator[Table]:
     """How many of the first drafted tokens were accepted, of the second, ..."""
     shares = result.acceptance_by_position
     if not shares:
         return
-    table = Table("drafted token", box=None, pad_edge=False, header_style="dim")
-    table.add_column("drafted", justify="right")
-    table.add_column("accepted", justify="right")
-    for place, share in enumerate(shares, 1):
-        drafted = sum(step.drafted >= place for step in result.steps)
-        table.add_row(str(place), str(drafted), wording.percent(share))
+    table = bare_table("drafted token", "drafted", "accepted")
+    for position, share in enumerate(shares, 1):
+        drafted = sum(step.drafted >= position for step in result.steps)
+        table.add_row(str(position), str(drafted), percent(share))
     yield table

@@ -1,15 +1,15 @@
-"""The charts of the search for a draft, as plotly figures in the manner of `truedepth.report.charts`."""
+"""The charts of the search for a draft."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
 
-from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, chart_layout, hover_text
-from truedepth.report.format import number, percent, times
-from truedepth.report.lossless import labels as words
+from truedepth.report.charts import FOUND, PEER, ROLE_COLOURS, hover_text, new_chart
+from truedepth.report.format import number, per_second, percent, times
+from truedepth.report.lossless import labels
 
 if TYPE_CHECKING:
     from truedepth.search.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
@@ -26,7 +26,7 @@ _DRAFTED = ROLE_COLOURS["alone"]
 
 def speed_chart(results: LosslessResults) -> go.Figure:
     """Tokens a second by the stages that the draft runs: expected lines for exits, and points that were timed."""
-    figure = go.Figure(layout=_with_legend("stages that the draft runs", "tokens a second"))
+    figure = new_chart("stages that the draft runs", "tokens a second")
     figure.add_hline(y=1 / results.costs.plain_seconds(), line={"width": 1.5, "dash": "dot", "color": PEER})
     for length, dash in _LENGTHS.items():
         _add_exits(figure, results, f"{length} drafted", dash, length)
@@ -39,14 +39,13 @@ def speed_chart(results: LosslessResults) -> go.Figure:
         if record is results.best or record.draft != results.best.draft:
             figure.add_trace(_timed_point(record, record is results.best))
     figure.add_trace(_plain_point(results))
-    figure.update_xaxes(range=[0.3, results.model.num_layers + 0.7])
     figure.update_yaxes(rangemode="tozero")
     return figure
 
 
 def agreement_chart(results: LosslessResults) -> go.Figure:
     """Agreement by the stages that the draft runs: exits, by draft vocabulary, with what they would need to pay."""
-    figure = go.Figure(layout=_with_legend("stages that the draft runs", "agreement with the model"))
+    figure = new_chart("stages that the draft runs", "agreement with the model")
     for size, dash in zip([None, *sorted(results.costs.draft_head_seconds, reverse=True)], _DASHES, strict=False):
         title = "exits" if size is None else f"exits, {size:,} tokens"
         figure.add_trace(_agreement_line(_exits(results, size), title, dash))
@@ -56,7 +55,6 @@ def agreement_chart(results: LosslessResults) -> go.Figure:
     others = _others(results)
     if others:
         figure.add_trace(_other_points(others, [candidate.agreement for candidate in others], "other plans"))
-    figure.update_xaxes(range=[0.3, results.model.num_layers - 0.3])
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
     return figure
 
@@ -69,10 +67,7 @@ def _agreement_line(exits: Sequence[CandidateRecord], title: str, dash: str) -> 
         name=title,
         line={"color": FOUND, "width": 2, "dash": dash},
         marker={"size": 5},
-        hovertemplate=[
-            hover_text(words.name(candidate.draft), "", [title, f"agrees at {percent(candidate.agreement)}"])
-            for candidate in exits
-        ],
+        hovertemplate=f"<b>exit:%{{x}}</b><br>{title}<br>agrees at %{{y:.0%}}<extra></extra>",
     )
 
 
@@ -83,14 +78,8 @@ def _needed_line(needed: Sequence[tuple[int, float]]) -> go.Scatter:
         mode="lines",
         name="exits would pay from",
         line={"color": _NEEDED, "width": 2},
-        hovertemplate=[hover_text(f"exit:{exit_}", "", [f"pays from {percent(limit)} on"]) for exit_, limit in needed],
+        hovertemplate="<b>exit:%{x}</b><br>pays from %{y:.0%} on<extra></extra>",
     )
-
-
-def _with_legend(x_title: str, y_title: str) -> dict[str, Any]:
-    layout = chart_layout(x_title, y_title)
-    legend = {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "itemclick": False}
-    return {**layout, "showlegend": True, "legend": legend, "margin": {**layout["margin"], "t": 64}}
 
 
 def _add_exits(figure: go.Figure, results: LosslessResults, title: str, dash: str, length: int | None) -> None:
@@ -129,9 +118,9 @@ def _other_points(others: Sequence[CandidateRecord], values: Sequence[float], ti
 
 def _timed_point(record: TimedRecord, is_best: bool) -> go.Scatter:
     figures = [
-        f"{words.per_second(record.tokens_per_second)}, plain {words.per_second(record.plain_tokens_per_second)}",
+        f"{per_second(record.tokens_per_second)}, plain {per_second(record.plain_tokens_per_second)}",
         f"{times(record.speedup)}, {record.low:.2f} to {record.high:.2f}",
-        words.accepted(record),
+        labels.accepted(record),
     ]
     return go.Scatter(
         x=[record.draft.to_plan().effective_depth],
@@ -140,7 +129,7 @@ def _timed_point(record: TimedRecord, is_best: bool) -> go.Scatter:
         name="timed",
         showlegend=is_best,
         marker={"color": FOUND, "size": 19 if is_best else 11, "symbol": "star"},
-        hovertemplate=hover_text(f"{words.name(record.draft)}, timed", record.draft.notation, figures),
+        hovertemplate=hover_text(f"{labels.name(record.draft)}, timed", record.draft.notation, figures),
     )
 
 
@@ -152,22 +141,22 @@ def _plain_point(results: LosslessResults) -> go.Scatter:
         mode="markers",
         name="plain, timed",
         marker={"color": PEER, "size": 12, "symbol": "circle-open", "line": {"width": 2}},
-        hovertemplate=hover_text("plain decoding, timed", "", [words.per_second(speed)]),
+        hovertemplate="<b>plain decoding, timed</b><br>%{y:.3~r} tokens/s<extra></extra>",
     )
 
 
 def _hover(candidate: CandidateRecord, pace: PaceRecord) -> str:
     figures = [
-        f"{words.per_second(pace.tokens_per_second)} expected",
+        f"{per_second(pace.tokens_per_second)} expected",
         f"{pace.length} drafted, {number(pace.accepted)} accepted in a round",
-        f"agrees at {percent(candidate.agreement)}, pays from {words.share(candidate.break_even)}",
+        f"agrees at {percent(candidate.agreement)}, pays from {labels.share(candidate.break_even)}",
     ]
-    return hover_text(words.name(candidate.draft), candidate.draft.notation, figures)
+    return hover_text(labels.name(candidate.draft), candidate.draft.notation, figures)
 
 
 def _others(results: LosslessResults) -> list[CandidateRecord]:
     """Plans that are no exits, each with the vocabulary that is best for it."""
-    return [row.candidate for row in words.rows(results) if row.candidate.draft.exit is None]
+    return [row.candidate for row in labels.rows(results) if row.candidate.draft.exit is None]
 
 
 def _exits(results: LosslessResults, vocabulary: int | None) -> list[CandidateRecord]:

@@ -1,11 +1,11 @@
-"""The findings of the search for a draft in plain words, the same in the HTML report and in the terminal."""
+"""The findings of the search for a draft in plain sentences, the same in the HTML report and in the terminal."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from truedepth.report.format import number, percent, times
+from truedepth.report.format import percent, times
 
 if TYPE_CHECKING:
     from truedepth.search.lossless_results import CandidateRecord, DraftRecord, LosslessResults, TimedRecord
@@ -17,7 +17,7 @@ class DraftRow:
 
     Attributes:
         candidate: its figures, at the size of the vocabulary that is best for its plan.
-        timed: its timing, on report text rather than validation text where there are both.
+        timed: its timing, on the test split rather than the validation split where there are both.
         is_best: whether it is the draft that the result is about.
     """
 
@@ -58,7 +58,7 @@ def vocabulary(draft: DraftRecord) -> str:
 
 
 def description(draft: DraftRecord) -> str:
-    """A draft in words: 'the first 8 layers', 'the plan 0-24 26-29 (greedy-removal)'."""
+    """A draft in a sentence: 'the first 8 layers', 'the plan 0-24 26-29 (greedy-removal)'."""
     if draft.exit:
         plan = "the first layer" if draft.exit == 1 else f"the first {draft.exit} layers"
     else:
@@ -133,10 +133,6 @@ def advice(results: LosslessResults) -> str:
 def candidate_of(results: LosslessResults, draft: DraftRecord) -> CandidateRecord:
     """The figures that the search had of a draft."""
     return next(candidate for candidate in results.candidates if candidate.draft == draft)
-
-
-def per_second(value: float) -> str:
-    return f"{number(value)} tokens/s"
 
 
 def share(value: float | None) -> str:

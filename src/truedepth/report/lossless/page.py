@@ -1,4 +1,4 @@
-"""The report of a search for a draft: one HTML file that needs no network, for a screen or for paper."""
+"""The page of a search for a draft."""
 
 from __future__ import annotations
 
@@ -6,66 +6,53 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from truedepth.records.files import write_atomic
 from truedepth.report.format import times
-from truedepth.report.lossless import labels as words
+from truedepth.report.lossless import labels
 from truedepth.report.lossless.charts import agreement_chart, speed_chart
-from truedepth.report.page import CostPart, chart_data, cost_parts, readable_date, render_page
+from truedepth.report.page import CostPart, cost_parts, render_page
 
 if TYPE_CHECKING:
     from truedepth.measuring.step_costs import StepCosts
     from truedepth.search.lossless_results import LosslessResults
 
 
-def write_lossless_report(results: LosslessResults, path: Path) -> None:
-    """Write the report of a run as one self-contained HTML file.
-
-    The command lines in it use the folder of `path`.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
-    write_atomic(path, render_lossless_report(results, path.parent))
-
-
-def render_lossless_report(results: LosslessResults, folder: Path) -> str:
-    """The report as a string; `folder` is what its command lines call the run."""
+def render_lossless(results: LosslessResults, folder: Path) -> str:
+    """The page as a string; `folder` is what its command lines call the run."""
     return render_page(
         "lossless.html.j2",
         results=results,
-        best=words.candidate_of(results, results.best.draft),
-        words=words,
-        rows=words.rows(results),
+        best=labels.candidate_of(results, results.best.draft),
+        labels=labels,
+        rows=labels.rows(results),
         timed=[*results.finalists, *results.final],
         costs=_costs(results.costs),
         commands=_commands(results, folder) if results.pays else (),
-        created=readable_date(results.created),
-        speed_chart=chart_data(speed_chart(results)),
-        agreement_chart=chart_data(agreement_chart(results)),
+        speed_chart=speed_chart(results),
+        agreement_chart=agreement_chart(results),
     )
 
 
 def _costs(costs: StepCosts) -> tuple[CostPart, ...]:
     layer, head = costs.layer_seconds, costs.head_seconds
-    several = sorted(layer)[1:]
-    plain = costs.plain_seconds()
-    all_layers = costs.num_layers * layer[1]
-    figures = [("A plain step", plain, "")]
-    figures += [("All layers, one token", all_layers, "")]
-    figures += [
-        (f"All layers, {count} tokens", costs.num_layers * layer[count], f"{times(layer[count] / layer[1])} one token")
-        for count in several
-    ]
-    figures += [("Norm, head and choice, one token", head[1], "")]
-    figures += [
-        (f"The same, {size:,} tokens of the vocabulary", seconds, f"{times(seconds / head[1])} the whole head")
-        for size, seconds in sorted(costs.draft_head_seconds.items(), reverse=True)
-    ]
-    figures += [
-        (f"Two layers side by side, form {form}", seconds, f"{times(seconds / layer[1])} one layer")
-        for form, seconds in costs.pair_seconds.items()
-    ]
-    return cost_parts(figures)
+    return cost_parts(
+        [
+            ("A plain step", costs.plain_seconds(), ""),
+            ("All layers, one token", costs.num_layers * layer[1], ""),
+            *(
+                (f"All layers, {count} tokens", costs.num_layers * seconds, f"{times(seconds / layer[1])} one token")
+                for count, seconds in sorted(layer.items())[1:]
+            ),
+            ("Norm, head and choice, one token", head[1], ""),
+            *(
+                (f"The same, {size:,} tokens of the vocabulary", seconds, f"{times(seconds / head[1])} the whole head")
+                for size, seconds in sorted(costs.draft_head_seconds.items(), reverse=True)
+            ),
+            *(
+                (f"Two layers side by side, form {form}", seconds, f"{times(seconds / layer[1])} one layer")
+                for form, seconds in costs.pair_seconds.items()
+            ),
+        ]
+    )
 
 
 def _commands(results: LosslessResults, folder: Path) -> tuple[tuple[str, str], ...]:

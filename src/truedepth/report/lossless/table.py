@@ -5,32 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from truedepth.report.format import number, times
-from truedepth.report.lossless import labels as words
+from truedepth.report.lossless import labels
+from truedepth.report.terminal import bare_table
 
 if TYPE_CHECKING:
     from truedepth.search.lossless_results import LosslessResults
 
-_SHOWN = 8
+_MOST_ROWS = 8
 """Plans in the table; the report has all."""
 
 
 def lossless_table(results: LosslessResults) -> RenderableType:
     """The outcome: its headline, and the best drafts, readable at 80 columns."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("draft", no_wrap=True)
-    for title in ("depth", "vocabulary", "agrees", "needs", "length", "tokens/s", "speedup"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = bare_table("draft", "depth", "vocabulary", "agrees", "needs", "length", "tokens/s", "speedup")
     plain = 1 / results.costs.plain_seconds()
     table.add_row("no draft", "", "", "", "", "", f"~{number(plain)}", times(1.0))
-    for row in words.rows(results)[:_SHOWN]:
+    for row in labels.rows(results)[:_MOST_ROWS]:
         table.add_row(*_cells(row, plain), style="bold green" if row.is_best and results.pays else "")
-    parts = (words.finding(results), words.advice(results))
+    parts = (labels.finding(results), labels.advice(results))
     return Group(
-        Text(words.headline(results), "bold"),
+        Text(labels.headline(results), "bold"),
         Text(" ".join(part for part in parts if part)),
         Text(),
         table,
@@ -38,15 +35,15 @@ def lossless_table(results: LosslessResults) -> RenderableType:
     )
 
 
-def _cells(row: words.DraftRow, plain: float) -> tuple[Text, ...]:
+def _cells(row: labels.DraftRow, plain: float) -> tuple[Text, ...]:
     best = row.candidate.best
     draft = row.candidate.draft
     depth = str(draft.to_plan().effective_depth)
     figures = [
         depth,
-        words.vocabulary(draft),
-        words.share(row.candidate.agreement),
-        words.share(row.candidate.break_even),
+        labels.vocabulary(draft),
+        labels.share(row.candidate.agreement),
+        labels.share(row.candidate.break_even),
     ]
     if row.timed is None:
         figures += [
@@ -61,4 +58,4 @@ def _cells(row: words.DraftRow, plain: float) -> tuple[Text, ...]:
             number(timed.tokens_per_second),
             times(timed.speedup),
         ]
-    return (Text(words.title(draft)), *map(Text, figures))
+    return (Text(labels.title(draft)), *map(Text, figures))

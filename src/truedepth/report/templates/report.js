@@ -7,7 +7,8 @@ for (const plot of plots) {
   const figure = JSON.parse(plot.nextElementSibling.textContent);
   figure.layout.font.family = fontFamily;
   figure.layout.hoverlabel.font.family = fontFamily;
-  if (plot.clientWidth < 420) for (const label of figure.layout.annotations ?? []) label.font.size = 10;
+  const named = figure.data.filter((trace) => trace.showlegend !== false);
+  if (plot.clientWidth < 480) figure.layout.height += 16 * named.length; // the legend's entries stand one above another
   Plotly.newPlot(plot, figure.data, figure.layout, { displayModeBar: false, responsive: true });
 }
 

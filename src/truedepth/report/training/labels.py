@@ -1,4 +1,4 @@
-"""The findings of a training in plain words and rows of tables."""
+"""The findings of a training in plain sentences and rows of tables."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Change:
 class FigureRow:
     """What became of one exit, of the tokens that a head drafts at one position, or of the whole loss (neither)."""
 
-    layers: int | None
-    position: int | None
+    title: str
     loss: Change | None
-    agreement: Change | None
+    agreement: Change | None = None
+    layers: int | None = None
+    position: int | None = None
 
 
 def exits(results: TrainingResults) -> list[int]:
@@ -46,11 +47,6 @@ def positions(results: TrainingResults) -> list[int]:
 def position_title(position: int) -> str:
     """A drafted position as it is called in charts and tables."""
     return f"drafted token {position}"
-
-
-def row_title(row: FigureRow, results: TrainingResults) -> str:
-    """What a row is of."""
-    return exit_title(row.layers, results) if row.position is None else position_title(row.position)
 
 
 def exit_title(layers: int | None, results: TrainingResults) -> str:
@@ -78,13 +74,13 @@ def change(results: TrainingResults, name: str) -> Change | None:
 
 def rows(results: TrainingResults) -> list[FigureRow]:
     """The whole loss, then each exit and each drafted position."""
-    found = [FigureRow(None, None, change(results, "loss"), None)]
+    found = [FigureRow(exit_title(None, results), change(results, "loss"))]
     for layers in exits(results):
         loss, agreement = (change(results, exit_name(kind, layers)) for kind in ("loss", "agreement"))
-        found.append(FigureRow(layers, None, loss, agreement))
+        found.append(FigureRow(exit_title(layers, results), loss, agreement, layers=layers))
     for position in positions(results):
         loss, agreement = (change(results, position_name(kind, position)) for kind in ("loss", "agreement"))
-        found.append(FigureRow(None, position, loss, agreement))
+        found.append(FigureRow(position_title(position), loss, agreement, position=position))
     return found
 
 

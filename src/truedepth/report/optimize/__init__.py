@@ -1,0 +1,1 @@
+"""The report of the main job: a plan, what it brings, and what it costs."""
