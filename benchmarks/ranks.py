@@ -34,7 +34,7 @@ from truedepth.measuring.machine import processor_name
 from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.loading.embedded import DEFAULT
 from truedepth.models.loading.load import load
-from truedepth.parallel.launch import joined, started_ranks
+from truedepth.parallel.launch import joined_ranks, started_ranks
 from truedepth.parallel.partition import pieces_of
 from truedepth.parallel.ranks import GroupRanks, Traffic
 from truedepth.parallel.split import split
@@ -121,7 +121,7 @@ def all_reduce_seconds(width: int, repeats: int = 200) -> float:
 
 def run(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    with joined("cpu") as joining, ExitStack() as opened:
+    with joined_ranks("cpu") as joining, ExitStack() as opened:
         ranks = Switched(joining.device)
         chosen = plans(options.layers)
         shape = (options.layers, options.width, options.vocabulary)

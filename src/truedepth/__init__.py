@@ -15,11 +15,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from truedepth.errors import TruedepthError
 from truedepth.plan import DepthPlan, Stage
+from truedepth.records.lazy import lazy_names
 from truedepth.records.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -67,12 +67,4 @@ _LAZY = {
     "stream": "truedepth.engine.generation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'truedepth' has no attribute '{name}'")
-    return getattr(import_module(_LAZY[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)

@@ -44,9 +44,9 @@ def test_a_folder_with_a_gguf_file_says_to_give_the_file(tmp_path: Path) -> None
 
 
 def test_an_adapter_says_what_it_is(tmp_path: Path, folder: Path) -> None:
-    for place in (tmp_path, folder):
-        (place / "adapter_config.json").write_text("{}")
-        refused(place, r"holds a PEFT adapter .* load the base model")
+    for checkpoint in (tmp_path, folder):
+        (checkpoint / "adapter_config.json").write_text("{}")
+        refused(checkpoint, r"holds a PEFT adapter .* load the base model")
 
 
 @pytest.mark.parametrize(

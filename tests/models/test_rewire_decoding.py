@@ -297,7 +297,7 @@ def test_static_cache_allocates_nothing_for_skipped_layers(tiny_model: Any, toke
     cache = new_cache("static", model, length=20)
     in_pieces(model, token_ids(1, 12), [10], cache)
     sizes = [bytes_of(cache, layer) for layer in range(NUM_LAYERS)]
-    used = 2 * 20 * 16 * 4  # keys and values, 20 places, 2 heads of 8, float32
+    used = 2 * 20 * 16 * 4  # keys and values, 20 positions, 2 heads of 8, float32
     assert sizes == [2 * 20 * 4, used, 0, used, used, 0]
 
 

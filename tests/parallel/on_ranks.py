@@ -12,7 +12,7 @@ import torch
 
 import truedepth.parallel.load as loading
 from truedepth.cli import main
-from truedepth.parallel.launch import joined
+from truedepth.parallel.launch import joined_ranks
 from truedepth.parallel.ranks import GroupRanks
 from truedepth.plan import DepthPlan
 
@@ -22,7 +22,7 @@ PLANS = {"full": "0-5", "lp": "0 (1|2) 3 (4|5)", "par": "(0|1) 2 (4|5)", "merged
 def logits(folder: Path) -> None:
     """The logits of some plans of a checkpoint, into a file for each rank; no rank has read a whole layer for all."""
     ids = torch.arange(3, 23).view(2, 10)
-    with joined("cpu") as ranks:
+    with joined_ranks("cpu") as ranks:
         plans = {name: DepthPlan.parse(text, 6, "par" if name == "par" else "lp") for name, text in PLANS.items()}
         parts = loading.load_split(str(folder), lambda _: plans, ranks, device=ranks.device)
         found = {}

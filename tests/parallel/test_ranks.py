@@ -124,7 +124,7 @@ def test_ctrl_c_ends_all_with_one_word(run: Run, tiny_folder: Path) -> None:
 def test_what_does_not_work_on_ranks_is_refused(
     monkeypatch: pytest.MonkeyPatch, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    """A single rank that is told of two, and asks for nothing that needs the other."""
+    """A single rank whose environment says two, and asks for nothing that needs the other."""
     from truedepth.parallel import launch
 
     monkeypatch.setattr(launch, "_run", None)

@@ -12,7 +12,7 @@ import click
 from truedepth.cli.options import print_json
 from truedepth.cli.tables import UNMODIFIED, add_speeds, comparison_table, quality_table
 from truedepth.errors import UsageError
-from truedepth.parallel.launch import joined, started_ranks
+from truedepth.parallel.launch import joined_ranks, started_ranks
 from truedepth.plan import DepthPlan
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def join_ranks(device: str, refused: Mapping[str, Any]) -> GroupRanks | None:
     """
     if started_ranks() == 1:
         return None
-    ranks = click.get_current_context().with_resource(joined(device))
+    ranks = click.get_current_context().with_resource(joined_ranks(device))
     given = [name for name, value in refused.items() if value]
     if given:
         raise UsageError(f"{given[0]} does not work on several ranks; leave it out, or start a single process")

@@ -24,5 +24,5 @@ def register() -> None:
 
     import truedepth.models.modeling_truedepth  # noqa: F401  (registers the configurations)
 
-    for architecture, place in ARCHITECTURES.items():
-        ModelRegistry.register_model(architecture, place)
+    for architecture, location in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, location)

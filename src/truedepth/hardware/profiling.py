@@ -22,7 +22,7 @@ STACK = "eager"
 def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress = silent) -> HardwareProfile:
     """The profile of this machine as PyTorch uses it now: this device, this type, as many threads as it has.
 
-    Within `truedepth.parallel.launch.joined`, every rank measures at the same time, as the ranks of a model work
+    Within `truedepth.parallel.launch.joined_ranks`, every rank measures at the same time, as the ranks of a model work
     at the same time, and the profile has the group's all-reduces too. All ranks must call this; all get the profile.
 
     Raises:

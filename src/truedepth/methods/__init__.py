@@ -15,9 +15,21 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import MethodError
+from truedepth.records.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from truedepth.methods.base import Method
+    from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
+    from truedepth.methods.shapley import Shapley
+
+__all__ = ["EvidenceMethod", "LayerMethod", "Shapley", "all_methods", "build_method", "get_method"]
+
+_LAZY = {
+    "EvidenceMethod": "truedepth.methods.base",
+    "LayerMethod": "truedepth.methods.base",
+    "Shapley": "truedepth.methods.shapley",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
 
 ENTRY_POINT_GROUP = "truedepth.methods"
 
@@ -112,7 +124,7 @@ def _load(point: EntryPoint) -> type[Method]:
     if not (isinstance(method, type) and issubclass(method, LayerMethod | EvidenceMethod)):
         raise MethodError(
             f"entry point '{point.name}' of {_owner(point)} is not a method; it must name a class derived "
-            "from truedepth.methods.base.LayerMethod or EvidenceMethod"
+            "from truedepth.methods.LayerMethod or EvidenceMethod"
         )
     own_name = getattr(method, "name", None)
     if own_name != point.name:

@@ -5,7 +5,7 @@ one. The classes are those of transformers with layers of their own widths, whic
 says. This file comes with each checkpoint too, for `trust_remote_code`: it needs transformers 5.20 or later only, and
 nothing private of it. It relies on families making their layers as `Layer(config, index)`, `num_hidden_layers` of them
 in `layers`, and on modules that read their widths from `config`. Where truedepth is installed, `truedepth.load` loads
-the checkpoint, and `import truedepth.models.modeling_truedepth` makes transformers' Auto classes know it.
+the checkpoint, and `from truedepth.models import modeling_truedepth` makes transformers' Auto classes know it.
 """
 
 from __future__ import annotations

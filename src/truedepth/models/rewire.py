@@ -53,19 +53,19 @@ class _Applied:
     layers: list[nn.Module]
     types: list[str]
     free_skipped_cache: bool
-    lent: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inputs_by_type: dict[str, dict[str, Any]] = field(default_factory=dict)
     replaced_weights: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 
 
 @dataclass
 class _Slot:
-    """One decoder layer's place in the model's loop."""
+    """One decoder layer's position in the model's loop."""
 
     index: int
     stages: tuple[Stage, ...]
     skipped: bool
     measures_cache: bool
-    lends: bool
+    keeps_inputs: bool
     applied: _Applied
 
 
@@ -81,15 +81,15 @@ class _SlottedLayer(nn.Module):
             if not is_held(self):
                 _keep_cache_true(slot, inputs.get("past_key_values"), hidden_states)
             return super().__call__(hidden_states, *args, **inputs)
-        if slot.lends:
+        if slot.keeps_inputs:
             kind = applied.types[slot.index]
-            applied.lent[kind] = {name: inputs[name] for name in _BY_ATTENTION_TYPE if name in inputs}
+            applied.inputs_by_type[kind] = {name: inputs[name] for name in _BY_ATTENTION_TYPE if name in inputs}
         if slot.skipped:
             _keep_cache_true(slot, inputs.get("past_key_values"), hidden_states)
         for stage in slot.stages:
             hidden_states = _run(slot, stage, hidden_states, inputs)  # (B, T, D)
         if slot.index == len(applied.layers) - 1:
-            applied.lent.clear()
+            applied.inputs_by_type.clear()
         return hidden_states
 
     def _truedepth_call(self, hidden_states: Tensor, **inputs: Any) -> Any:
@@ -246,13 +246,13 @@ def _slots(applied: _Applied) -> list[_Slot]:
     """Where in the model's loop each stage runs, and what each slot must do besides."""
     plan, types = applied.plan, applied.types
     stages_at: dict[int, list[Stage]] = {}
-    lenders: set[str] = set()
+    borrowed_from: set[str] = set()
     at = 0
     for stage in plan.stages:
         # Not before the stage ahead of it, and not before its layers' own inputs have been seen.
         at = max(at, *stage.layers)
         stages_at.setdefault(at, []).append(stage)
-        lenders.update(types[index] for index in stage.layers if types[index] != types[at])
+        borrowed_from.update(types[index] for index in stage.layers if types[index] != types[at])
     used = set(plan.layers_used)
     first_of_type = {types.index(kind) for kind in types}
     return [
@@ -261,7 +261,7 @@ def _slots(applied: _Applied) -> list[_Slot]:
             stages=tuple(stages_at.get(index, ())),
             skipped=index not in used or _is_merged_away(plan, index) or not is_held(applied.layers[index]),
             measures_cache=index == 0 or index in first_of_type,
-            lends=types[index] in lenders,
+            keeps_inputs=types[index] in borrowed_from,
             applied=applied,
         )
         for index in range(plan.num_layers)
@@ -307,7 +307,7 @@ def _run(slot: _Slot, stage: Stage, hidden: Tensor, inputs: LayerInputs) -> Tens
 def _borrowed(slot: _Slot, index: int) -> LayerInputs:
     """What layer `index` is given in place of the inputs of the slot that it runs in."""
     kind = slot.applied.types[index]
-    return {} if kind == slot.applied.types[slot.index] else slot.applied.lent[kind]
+    return {} if kind == slot.applied.types[slot.index] else slot.applied.inputs_by_type[kind]
 
 
 def _decoding(slot: _Slot, hidden: Tensor, past: Cache | None) -> bool:

@@ -42,7 +42,7 @@ def started_ranks() -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[GroupRanks]:
+def joined_ranks(device: str) -> Iterator[GroupRanks]:
     """This process as one of the started ranks. All but rank 0 are silent until `may_report` lets them speak.
 
     Args:
@@ -60,25 +60,25 @@ def joined(device: str) -> Iterator[GroupRanks]:
 
     from truedepth.parallel.ranks import GroupRanks
 
-    place = _device(device)
+    own_device = _device(device)
     stdout, stderr = sys.stdout, sys.stderr
     try:
         store, rank, size = next(iter(rendezvous("env://")))
         _run = _LaunchedRun(PrefixStore("truedepth", store), stderr)
-        backend = dist.get_default_backend_for_device(place)
-        bound = place if place.type == "cuda" else None
+        backend = dist.get_default_backend_for_device(own_device)
+        bound = own_device if own_device.type == "cuda" else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=bound)
     except (RuntimeError, ValueError) as error:
         raise RankError(f"the ranks do not find each other ({error}); start them all by one torchrun") from error
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
+    if own_device.type == "cuda":
+        torch.cuda.set_device(own_device)
     try:
         if rank:
             with open(os.devnull, "w", encoding="utf-8") as nowhere:
                 sys.stdout = sys.stderr = nowhere
-                yield GroupRanks(place)
+                yield GroupRanks(own_device)
         else:
-            yield GroupRanks(place)
+            yield GroupRanks(own_device)
     finally:
         sys.stdout, sys.stderr = stdout, stderr
         with suppress(RuntimeError):

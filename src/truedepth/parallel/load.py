@@ -91,7 +91,7 @@ class _RankModel:
     plan: DepthPlan
     cuts: Mapping[str, Cut]
 
-    def own(self, name: str) -> bool:
+    def writes_to(self, name: str) -> bool:
         """Whether the plan will write to a parameter, so that no other plan may share it."""
         merged = {layer for stage in self.plan.stages if stage.merged for layer in stage.layers}
         return any(f".{layer}." in name for layer in merged)
@@ -121,13 +121,13 @@ def _fill(source: Source, parts: list[_RankModel], dtype: torch.dtype, device: t
         tensor = source.read(stored)
         kept: dict[Cut, Tensor] = {}
         for part, name, cut in takers:
-            if cut not in kept or part.own(name):
+            if cut not in kept or part.writes_to(name):
                 piece = cut.of(tensor).to(device=device, dtype=dtype, copy=True)
                 kept[cut] = piece.contiguous()
-            _place(part.model, name, kept[cut])
+            _set_parameter(part.model, name, kept[cut])
 
 
-def _place(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
+def _set_parameter(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
     module, _, parameter = name.rpartition(".")
     model.get_submodule(module).register_parameter(parameter, nn.Parameter(tensor, requires_grad=False))
 
@@ -148,8 +148,8 @@ def _finish(
     elif (source.path / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.path, local_files_only=True)
     finished: Any = finish_loading(model, tokenizer, source.name, device).model
-    return _under(finished, part.plan)
+    return _with_plan(finished, part.plan)
 
 
-def _under(model: PreTrainedModel, plan: DepthPlan) -> PreTrainedModel:
+def _with_plan(model: PreTrainedModel, plan: DepthPlan) -> PreTrainedModel:
     return model if plan.is_full else apply(model, plan)

@@ -77,14 +77,14 @@ class GroupRanks:
 
     def sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
-        with _told():
+        with _rank_errors():
             dist.all_reduce(tensor)
         self.traffic.all_reduces += 1
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         gathered = tensor.new_empty(self.size, *tensor.shape)
-        with _told():
+        with _rank_errors():
             dist.all_gather(list(gathered.unbind()), tensor.contiguous())
         self.traffic.all_gathers += 1
         return gathered
@@ -92,18 +92,18 @@ class GroupRanks:
     def first_choice(self, number: int) -> int:
         """Rank 0's number, on every rank."""
         chosen = torch.tensor([number], dtype=torch.int64, device=self.device)
-        with _told():
+        with _rank_errors():
             dist.broadcast(chosen, src=0)
         self.traffic.broadcasts += 1
         return int(chosen.item())
 
     def wait(self) -> None:
         """Until all ranks are here. Not counted: no run of a model needs it."""
-        with _told():
+        with _rank_errors():
             dist.barrier()
 
 
-class _told:
+class _rank_errors:
     """Turns the failure of a collective, which the backends raise as RuntimeError, into an error of ours."""
 
     def __enter__(self) -> None: ...

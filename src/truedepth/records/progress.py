@@ -1,4 +1,4 @@
-"""How long work tells how far it is: a callable that library functions take and the command line implements."""
+"""How long work reports how far it is: a callable that library functions take and the command line implements."""
 
 from __future__ import annotations
 

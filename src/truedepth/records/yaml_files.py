@@ -69,9 +69,9 @@ def _explain(detail: Any, schema: type[BaseModel]) -> str:
     return f"the field '{field}' is {detail['input']!r}; {message[:1].lower()}{message[1:]}"
 
 
-def _known(schema: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
-    """The fields that there are at a place within a schema: those of the groups on the way to it."""
-    for name in place:
+def _known(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The fields that there are at a location within a schema: those of the groups on the way to it."""
+    for name in location:
         if isinstance(name, str) and name in schema.model_fields:
             schema = next(_groups(schema.model_fields[name].annotation), schema)
     return list(schema.model_fields)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from truedepth.errors import MethodError
-from truedepth.methods.base import LayerMethod
+from truedepth.methods import LayerMethod
 from truedepth.plan import DepthPlan
 
 

@@ -146,7 +146,7 @@ def _writer(path: Path, source: Source, plan: DepthPlan, layout: Layout, rotary:
 def _add_tensors(
     writer: GGUFWriter, tensors: Iterator[tuple[str, Tensor]], type: str, source: Source
 ) -> dict[str, Stored]:
-    """Tell the writer what will come; its header has the place of every tensor."""
+    """Tell the writer what will come; its header has the offset of every tensor."""
     tied = f"{source.family.head}.weight" not in source.blank
     stored: dict[str, Stored] = {}
     for name, tensor in tensors:

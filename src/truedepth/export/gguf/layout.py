@@ -67,9 +67,9 @@ class Layout:
         tensors: dict[str, Tensor] = {}
         for name, tensor in layer.tensors.items():
             parts = packed.get(name, {})
-            place = name.rpartition(".")[0].rpartition(".")[0]
+            branch = name.rpartition(".")[0].rpartition(".")[0]
             for part, piece in zip(parts, tensor.split(list(parts.values())) if parts else (), strict=True):
-                tensors[f"{place}.{part}_proj.weight"] = piece
+                tensors[f"{branch}.{part}_proj.weight"] = piece
             if not parts:
                 tensors[name] = tensor
         return tensors
@@ -165,6 +165,6 @@ def _require_positions(config: PreTrainedConfig, layers: list[WideLayer], layout
             raise UnsupportedModelError(
                 f"llama.cpp tells by a block's number whether it has rotary embedding: block {block} "
                 f"{'has' if expected else 'has none'}, but layer {wrong[0]}, which the plan puts there, "
-                f"{'has none' if expected else 'has'}; use a plan that keeps layers at their places in fours, or "
+                f"{'has none' if expected else 'has'}; use a plan that keeps layers at their positions in fours, or "
                 "export the model with 'truedepth export hf'"
             )

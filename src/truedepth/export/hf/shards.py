@@ -59,12 +59,12 @@ class ShardWriter:
         if len(self._shards) == 1:
             self._path(0).rename(self._folder / WEIGHTS)
             return
-        places: dict[str, str] = {}
+        file_of: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{len(self._shards):05d}.safetensors"
             self._path(number).rename(self._folder / file)
-            places |= dict.fromkeys(names, file)
-        index = {"metadata": {"total_size": self.nbytes}, "weight_map": places}
+            file_of |= dict.fromkeys(names, file)
+        index = {"metadata": {"total_size": self.nbytes}, "weight_map": file_of}
         (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
     def _flush(self) -> None:

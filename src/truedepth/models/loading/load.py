@@ -70,8 +70,8 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
     """
     from truedepth.models.loading.placement import resolve_device, resolve_dtype
 
-    place = resolve_device(device)
-    options = _Options(resolve_dtype(dtype, place), place, trust_remote_code)
+    torch_device = resolve_device(device)
+    options = _Options(resolve_dtype(dtype, torch_device), torch_device, trust_remote_code)
     path = local_path(source)
     if path is None:
         return _load_from_hub(source, options)
@@ -133,7 +133,7 @@ def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
 
 
 def _refuse_missing(source: str) -> None:
-    """Refuse what looks like a path but is none; a near miss of an embedded name is told so."""
+    """Refuse what looks like a path but is none; of a near miss, name the embedded model."""
     names = [model.name for model in embedded_models()]
     if "/" not in source and (close := difflib.get_close_matches(source.lower(), names, n=1, cutoff=0.7)):
         raise ModelLoadError(f"there is no model '{source}'; did you mean the embedded model '{close[0]}'?")
@@ -228,5 +228,5 @@ def finish_loading(
         tokenizer.pad_token = tokenizer.eos_token
     if model.generation_config is not None and model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    placed: Any = model
-    return LoadedModel(placed.to(device), tokenizer, name)
+    moved: Any = model
+    return LoadedModel(moved.to(device), tokenizer, name)

@@ -67,13 +67,13 @@ def require_memory(name: str, model: nn.Module, dtype: torch.dtype, device: torc
     checks = [(loading_bytes(model, dtype), cpu)]
     if device.type != "cpu":
         checks.append((weight_bytes(model, dtype), device))
-    for need, place in checks:
-        free = available_bytes(place)
+    for need, memory in checks:
+        free = available_bytes(memory)
         if need > free:
             half = dtype.itemsize > torch.bfloat16.itemsize and loading_bytes(model, torch.bfloat16) <= free
             remedy = "use dtype bfloat16, which halves it" if half else "use a smaller model"
             raise ModelLoadError(
-                f"model '{name}' needs {_readable(need)} of memory on {place} in "
+                f"model '{name}' needs {_readable(need)} of memory on {memory} in "
                 f"{str(dtype).removeprefix('torch.')}, but {_readable(free)} is free; {remedy}, "
                 "or free memory by closing other programs"
             )
