@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from truedepth.evaluation.quality import Quality
-    from truedepth.measuring.speed import Comparison, Spread
+    from truedepth.measuring.speed import Comparison
+    from truedepth.measuring.timer import Spread
 
 UNMODIFIED = "unmodified"
 

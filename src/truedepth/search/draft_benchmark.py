@@ -18,7 +18,8 @@ from truedepth.engine.sampling.request import Request
 from truedepth.errors import SearchError
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.measuring.step_timing import measure_step_costs, undisturbed
+from truedepth.measuring.step_timing import measure_step_costs
+from truedepth.measuring.timer import in_turns
 from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
 from truedepth.search.draft_search import Candidate
@@ -86,8 +87,7 @@ class WallClockTimer:
     def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
         drafts = () if draft is None else (draft,)
         policy = None if draft is None or length is None else FixedPolicy(length)
-        with undisturbed():
-            (result,) = engine.generate([request], drafts=drafts, policy=policy)
+        (result,) = engine.generate([request], drafts=drafts, policy=policy)
         rounds = [step for step in result.steps if step.drafted]
         return DraftRun(
             tokens=result.token_ids,
@@ -126,30 +126,26 @@ class DraftBenchmark:
         Raises:
             SearchError: the model ends all texts too soon.
         """
-        entries: list[DraftConfig | None] = [None, *configs]
-        runs: dict[str, list[DraftRun]] = {_key(entry): [] for entry in entries}
-        jobs = [
-            (prompt, entry)
-            for prompt in range(len(self.prompts))
-            for entry in (entries if prompt % 2 else reversed(entries))
-        ]
+        runs = in_turns(
+            [None, *configs],
+            self._remembered,
+            rounds=len(self.prompts),
+            warm_up=self._warm_up,
+            progress=self.progress,
+            title="Timing drafts",
+        )
+        return [_record(config, runs[None], runs[config]) for config in configs]
+
+    def _warm_up(self, entry: DraftConfig | None) -> None:
         known = self.journal.of_kind(self.name)
-        with self.progress("Timing drafts", len(entries) + len(jobs)) as advance:
-            for entry in entries:
-                if any(_key_of_run(*job) not in known for job in jobs if job[1] == entry):
-                    self._run(0, entry)
-                advance()
-            for prompt, entry in jobs:
-                runs[_key(entry)].append(self._remembered(prompt, entry))
-                advance()
-        plain = runs[_key(None)]
-        return [_record(config, plain, runs[_key(config)]) for config in configs]
+        if any(_key_of_run(prompt, entry) not in known for prompt in range(len(self.prompts))):
+            self._run(entry, 0)
 
-    def _remembered(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
+    def _remembered(self, entry: DraftConfig | None, prompt: int) -> DraftRun:
         key = _key_of_run(prompt, entry)
-        return DraftRun(**self.journal.remember(self.name, key, lambda: asdict(self._run(prompt, entry))))
+        return DraftRun(**self.journal.remember(self.name, key, lambda: asdict(self._run(entry, prompt))))
 
-    def _run(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
+    def _run(self, entry: DraftConfig | None, prompt: int) -> DraftRun:
         request = Request(self.prompts[prompt], max_new_tokens=self.new_tokens)
         if entry is None:
             return self.timer.run(self.engine, request, None, None)
@@ -158,12 +154,8 @@ class DraftBenchmark:
         return self.timer.run(self.engine, request, draft, entry.length)
 
 
-def _key(entry: DraftConfig | None) -> str:
-    return "plain" if entry is None else entry.key
-
-
 def _key_of_run(prompt: int, entry: DraftConfig | None) -> str:
-    return f"prompt {prompt}: {_key(entry)}"
+    return f"prompt {prompt}: {'plain' if entry is None else entry.key}"
 
 
 def draft_record(candidate: Candidate) -> DraftRecord:
