@@ -36,22 +36,22 @@ class StepCosts(BaseModel):
         """A plain step of the unmodified model, which yields one token."""
         return self.begin_seconds + self.num_layers * self.layer_seconds[1] + self.head_seconds[1]
 
-    def round_seconds(self, plan: DepthPlan, vocabulary: int | None, length: int) -> float:
+    def round_seconds(self, plan: DepthPlan, vocabulary: int | None, num_speculative_tokens: int) -> float:
         """A round of drafting and verifying for the unmodified model.
 
         Args:
             plan: the draft.
             vocabulary: how many tokens its head may propose, a size that was measured; None: all.
-            length: d, tokens drafted.
+            num_speculative_tokens: d, tokens drafted.
         """
         shared = plan.common_prefix(DepthPlan.full(plan.num_layers))
         prefix = self.begin_seconds + shared * self.layer_seconds[1]
         own = plan.stages[shared:]
         alone = sum(stage_seconds(stage, plan.form, self.layer_seconds[1], self.pair_seconds) for stage in own)
         head = self.head_seconds[1] if vocabulary is None else self.draft_head_seconds[vocabulary]
-        rest = (self.num_layers - shared) * _between(self.layer_seconds, length + 1)
-        verify = self.begin_seconds + rest + _between(self.head_seconds, length + 1)
-        return length * (prefix + alone + head) + prefix + verify
+        rest = (self.num_layers - shared) * _between(self.layer_seconds, num_speculative_tokens + 1)
+        verify = self.begin_seconds + rest + _between(self.head_seconds, num_speculative_tokens + 1)
+        return num_speculative_tokens * (prefix + alone + head) + prefix + verify
 
     def worth(self, form: Form) -> bool:
         """Whether two layers side by side take less time than one after the other, noise aside."""

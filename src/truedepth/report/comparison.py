@@ -22,7 +22,7 @@ class ComparisonRow:
         plan: the plan.
         speedup: decode tokens per second over those of the unmodified model.
         measured: whether `speedup` was measured; otherwise the cost model predicted it.
-        perplexity: on report text.
+        perplexity: on test text.
         ratio: `perplexity` over that of the unmodified model; not a number where that is infinite.
         kl: mean KL(base || plan) in nats a token.
         agreement: share of tokens whose most likely next token is unchanged, 0 to 1.
