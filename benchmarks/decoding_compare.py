@@ -13,7 +13,7 @@ from decoding_contestants import Answer, DraftConfig, Prompts
 from transformers import PreTrainedModel
 
 from truedepth.measuring.bandwidth import read_bandwidth
-from truedepth.measuring.speed import Spread
+from truedepth.measuring.timer import Spread
 from truedepth.measuring.work import DecodeWork
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress

@@ -18,7 +18,7 @@ from truedepth.engine.drafts.adaptive import AdaptivePolicy
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.runner.caches import KVCache
-from truedepth.measuring.speed import Spread
+from truedepth.measuring.timer import Spread
 from truedepth.records.progress import Progress
 
 VERIFIED = (1, 2, 3, 5, 9)

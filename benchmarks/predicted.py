@@ -20,7 +20,8 @@ import torch
 from truedepth.hardware.prediction import UNMODIFIED, PassPrediction, predict
 from truedepth.hardware.profile import Hardware
 from truedepth.hardware.profiling import STACK, measure_profile
-from truedepth.measuring.speed import Spread, compare
+from truedepth.measuring.speed import compare
+from truedepth.measuring.timer import Spread
 from truedepth.methods.layer_parallel import LayerParallel
 from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan

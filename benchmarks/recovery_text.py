@@ -4,8 +4,8 @@
 
 writes JSON lines with a `text` each: FOLDER/train.jsonl, and FOLDER/held_out-articles.jsonl, held_out-reference.jsonl
 and held_out-source.jsonl. Articles are WikiText's, every tenth of them held out. The others are those of the default
-text of `truedepth optimize`: Python's language reference and standard library, of which the documents of its report
-part are held out. So what a search reports before training can be compared with what is measured after.
+text of `truedepth optimize`: Python's language reference and standard library, of which the documents of its test
+split are held out. So what a search reports before training can be compared with what is measured after.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from head_text import modules
 from wikitext import articles, is_held_out
 
-from truedepth.evaluation.texts import PARTS, default_documents
+from truedepth.evaluation.texts import SPLITS, default_documents
 from truedepth.records.files import write_atomic
 
 SOURCE = 1_500_000
@@ -35,12 +35,12 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     read = articles(options.wikitext)
-    report = PARTS.index("report")
+    test = SPLITS.index("test")
     reference, source = default_documents()
     held_out = {
         "articles": [text for title, text in read.items() if is_held_out(title)],
-        "reference": reference.pop(report),
-        "source": source.pop(report),
+        "reference": reference.pop(test),
+        "source": source.pop(test),
     }
     train = [text for title, text in read.items() if not is_held_out(title)]
     train += [text for part in reference for text in part]

@@ -42,7 +42,7 @@ def test_prints_the_table_and_where_the_report_is(tiny_folder: Path, text: Path,
     assert "exit:" in result.stdout and "No draft pays" in result.stdout  # a single run confirms nothing
     assert str(output / REPORT_FILE) in result.stdout.replace("\n", "")
     recipe = load_recipe(output / "recipe.yaml")
-    windows = Windows(calibration=1, validation=1, report=1)
+    windows = Windows(calibration=1, validation=1, test=1)
     assert recipe == LosslessRecipe(model=str(tiny_folder), text=text, windows=windows)
     again = [*arguments, "--resume", "--json"]
     repeated = CliRunner().invoke(command, again, catch_exceptions=False)
@@ -57,7 +57,7 @@ def test_prints_the_table_and_where_the_report_is(tiny_folder: Path, text: Path,
 
 def test_a_recipe_repeats_the_run(tiny_folder: Path, text: Path, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    windows = Windows(calibration=1, validation=1, report=1)
+    windows = Windows(calibration=1, validation=1, test=1)
     LosslessRecipe(model=str(tiny_folder), text=text, windows=windows).save(file)
     arguments = ["--recipe", str(file), "-o", str(tmp_path / "run"), "--json"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
@@ -106,5 +106,5 @@ def test_recipes_of_both_kinds_are_read(tmp_path: Path) -> None:
     for number, recipe in enumerate((lossless, shallower)):
         recipe.save(tmp_path / f"{number}.yaml")
         assert load_recipe(tmp_path / f"{number}.yaml") == recipe
-    assert lossless.windows == Windows(calibration=8, validation=4, report=8)
-    assert shallower.windows == Windows(calibration=3, validation=12, report=12)
+    assert lossless.windows == Windows(calibration=8, validation=4, test=8)
+    assert shallower.windows == Windows(calibration=3, validation=12, test=12)

@@ -1,4 +1,4 @@
-"""The text that plans are judged on: three parts that share nothing, and clear errors about a user's file."""
+"""The text that plans are judged on: three splits that share nothing, and clear errors about a user's file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from truedepth.errors import TextError
 from truedepth.evaluation.texts import WINDOW, Sizes, default_texts, file_texts
 
-SIZES = Sizes(calibration=2, validation=3, report=4)
+SIZES = Sizes(calibration=2, validation=3, test=4)
 
 
 @pytest.fixture(scope="module")
@@ -26,16 +26,16 @@ def rows(windows: Any) -> set[tuple[int, ...]]:
 
 def test_default_parts_have_the_sizes_asked_for_and_share_no_window(tokenizer: Any) -> None:
     texts = default_texts(tokenizer, SIZES)
-    parts = [texts.calibration, texts.validation, texts.report]
+    parts = [texts.calibration, texts.validation, texts.test]
     assert [tuple(part.shape) for part in parts] == [(2, WINDOW), (3, WINDOW), (4, WINDOW)]
     assert len(set.union(*map(rows, parts))) == 9
 
 
 def test_default_parts_share_no_paragraph_of_prose(tokenizer: Any) -> None:
     """The reference repeats whole sections under several topics, so that this does not hold by itself."""
-    texts = default_texts(tokenizer, Sizes(calibration=150, validation=150, report=150))
+    texts = default_texts(tokenizer, Sizes(calibration=150, validation=150, test=150))
     lines = []
-    for part in (texts.calibration, texts.validation, texts.report):
+    for part in (texts.calibration, texts.validation, texts.test):
         prose = [tokenizer.decode(row) for row in part[::2]]
         lines.append({line for text in prose for line in text.split("\n")[1:-1] if len(line) > 40})
     assert all(len(found) > 10 for found in lines)
@@ -47,7 +47,7 @@ def test_the_seed_draws_other_calibration_but_never_other_report_text(tokenizer:
     first, again, other = (default_texts(tokenizer, SIZES, seed) for seed in (0, 0, 1))
     assert first.calibration.equal(again.calibration)
     assert not first.calibration.equal(other.calibration)
-    assert first.report.equal(other.report)
+    assert first.test.equal(other.test)
 
 
 def test_a_file_is_cut_into_consecutive_parts(tokenizer: Any, tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_tokenizer_with_a_start_token_gets_it_in_every_window(tokenizer: Any) 
             return encoded
 
     texts = default_texts(Starting(), SIZES)  # type: ignore[arg-type]
-    assert texts.report.shape == (4, WINDOW)
-    assert (texts.report[:, 0] == 1).all()
-    assert (texts.report[:, 1:] != 1).all()
+    assert texts.test.shape == (4, WINDOW)
+    assert (texts.test[:, 0] == 1).all()
+    assert (texts.test[:, 1:] != 1).all()
 
 
 def test_too_short_a_file_says_how_much_is_there_and_how_much_is_needed(tokenizer: Any, tmp_path: Path) -> None:

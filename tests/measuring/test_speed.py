@@ -13,7 +13,8 @@ import torch
 
 from truedepth.errors import UsageError
 from truedepth.measuring import speed
-from truedepth.measuring.speed import Comparison, Speed, Spread, TimedRun, compare, fixed_prompt
+from truedepth.measuring.speed import Comparison, Speed, TimedRun, compare, fixed_prompt
+from truedepth.measuring.timer import Spread
 from truedepth.models.rewire import applied_plan, apply
 from truedepth.plan import DepthPlan
 

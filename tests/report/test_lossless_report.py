@@ -27,17 +27,19 @@ def draft(
 
 
 def candidate(which: dict[str, Any], agreement: float, break_even: float | None, speed: float) -> dict[str, Any]:
-    paces = [
-        {"length": 1, "accepted": 0.71, "tokens_per_second": speed - 2},
-        {"length": 4, "accepted": 2.11, "tokens_per_second": speed},
+    speculation = [
+        {"num_speculative_tokens": 1, "accepted": 0.71, "tokens_per_second": speed - 2},
+        {"num_speculative_tokens": 4, "accepted": 2.11, "tokens_per_second": speed},
     ]
-    return {"draft": which, "agreement": agreement, "break_even": break_even, "paces": paces}
+    return {"draft": which, "agreement": agreement, "break_even": break_even, "speculation": speculation}
 
 
-def timed(which: dict[str, Any], speedup: float, lower_quartile: float, length: int | None = 4) -> dict[str, Any]:
+def timed(
+    which: dict[str, Any], speedup: float, lower_quartile: float, num_speculative_tokens: int | None = 4
+) -> dict[str, Any]:
     return {
         "draft": which,
-        "length": length,
+        "num_speculative_tokens": num_speculative_tokens,
         "speedup": speedup,
         "low": speedup - 0.21,
         "lower_quartile": lower_quartile,
@@ -47,7 +49,7 @@ def timed(which: dict[str, Any], speedup: float, lower_quartile: float, length: 
         "rounds": 100,
         "drafted": 400,
         "accepted": 292,
-        "accepted_by_position": [0.93, 0.77, 0.66, 0.54],
+        "acceptance_by_position": [0.93, 0.77, 0.66, 0.54],
         "runs": 8,
         "same_texts": 7,
     }
@@ -100,7 +102,7 @@ SAMPLE: dict[str, Any] = {
         "source": "mine.txt",
         "calibration_tokens": 1024,
         "validation_tokens": 512,
-        "report_tokens": 1024,
+        "test_tokens": 1024,
     },
 }
 FAILED = timed(EXIT, 0.84, 0.8)
@@ -211,7 +213,7 @@ def test_results_read_back_and_others_are_refused(tmp_path: Path) -> None:
     file.write_text(results().model_dump_json(), encoding="utf-8")
     assert LosslessResults.load(file) == results()
     file.write_text('{"schema_version": 1}', encoding="utf-8")
-    with pytest.raises(TruedepthError, match=r"lossless\.json is not a lossless\.json of schema 1"):
+    with pytest.raises(TruedepthError, match=r"lossless\.json is not a lossless\.json of schema 2"):
         LosslessResults.load(file)
     with pytest.raises(TruedepthError, match="cannot read"):
         LosslessResults.load(tmp_path / "missing.json")

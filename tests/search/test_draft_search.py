@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from truedepth.evaluation.agreement import Agreement
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan import DepthPlan, Form
-from truedepth.search.draft_search import LENGTHS, Candidate, DraftSearch, Rating, break_even, expected_tokens, rate
+from truedepth.search.draft_search import (
+    NUM_SPECULATIVE_TOKENS,
+    Candidate,
+    DraftSearch,
+    Rating,
+    break_even,
+    expected_tokens,
+    rate,
+)
 
 LAYERS = 8
 
@@ -75,7 +83,7 @@ def test_expected_tokens_are_those_of_all_outcomes(acceptance: float, length: in
         chance = 1.0
         for accepted in outcome:
             chance *= acceptance if accepted else 1 - acceptance
-        run = next((place for place, accepted in enumerate(outcome) if not accepted), length)
+        run = next((at for at, accepted in enumerate(outcome) if not accepted), length)
         expected += chance * (1 + run)
     assert expected_tokens(acceptance, length) == pytest.approx(expected)
 
@@ -89,7 +97,7 @@ def test_at_break_even_the_best_length_equals_plain_decoding(
     limit = break_even(costs, plan, None)
 
     def best(acceptance: float) -> float:
-        return max(expected_tokens(acceptance, d) / costs.round_seconds(plan, None, d) for d in LENGTHS)
+        return max(expected_tokens(acceptance, d) / costs.round_seconds(plan, None, d) for d in NUM_SPECULATIVE_TOKENS)
 
     plain = 1 / costs.plain_seconds()
     if limit is None:
@@ -104,29 +112,29 @@ def test_at_break_even_the_best_length_equals_plain_decoding(
 def test_a_pace_is_tokens_over_seconds_of_a_simulated_decoder(rows: list[str]) -> None:
     costs, plan = costs_of(), DepthPlan.of_layers(range(3), LAYERS)
     rating = rate(Candidate("early-exit", plan), Agreement(tuple(rows)), costs)
-    for pace in rating.paces:
+    for record in rating.speculation:
         tokens = seconds = 0.0
         for row in rows:
-            place = 0
-            while place + pace.length <= len(row):
-                window = row[place : place + pace.length]
+            at = 0
+            while at + record.num_speculative_tokens <= len(row):
+                window = row[at : at + record.num_speculative_tokens]
                 gained = len(window) - len(window.lstrip("1")) + 1
-                place, tokens = place + gained, tokens + gained
-                seconds += costs.round_seconds(plan, None, pace.length)
-        assert pace.tokens_per_second == pytest.approx(tokens / seconds)
-    assert tuple(pace.length for pace in rating.paces) == LENGTHS
+                at, tokens = at + gained, tokens + gained
+                seconds += costs.round_seconds(plan, None, record.num_speculative_tokens)
+        assert record.tokens_per_second == pytest.approx(tokens / seconds)
+    assert tuple(record.num_speculative_tokens for record in rating.speculation) == NUM_SPECULATIVE_TOKENS
 
 
 def test_lengths_that_the_texts_are_too_short_for_are_left_out() -> None:
     rating = rate(Candidate("early-exit", DepthPlan.of_layers([0], LAYERS)), Agreement(("11111",)), costs_of())
-    assert [pace.length for pace in rating.paces] == [1, 2, 3, 4, 5]
+    assert [record.num_speculative_tokens for record in rating.speculation] == [1, 2, 3, 4, 5]
 
 
 def test_the_best_draft_comes_first() -> None:
     """An exit that agrees everywhere is best at the greatest length; with a cheap head at the small vocabulary."""
     ratings = ratings_of(MadeUp({"0 1": 1.0, "0-3": 1.0}), costs_of())
     assert (ratings[0].candidate.exit, ratings[0].candidate.vocabulary) == (2, None)
-    assert ratings[0].best.length == LENGTHS[-1]
+    assert ratings[0].best.length == NUM_SPECULATIVE_TOKENS[-1]
     speeds = [rating.best.tokens_per_second for rating in ratings]
     assert speeds == sorted(speeds, reverse=True)
 

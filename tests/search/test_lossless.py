@@ -55,9 +55,11 @@ class MadeUpTimer:
         assert [len(part.ids) for part in vocabularies] == list(self.step_costs.draft_head_seconds)
         return self.step_costs
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
+    def run(
+        self, engine: Engine, request: Request, draft: Draft | None, num_speculative_tokens: int | None
+    ) -> DraftRun:
         drafts = () if draft is None else (draft,)
-        policy = None if draft is None else FixedPolicy(length or 2)
+        policy = None if draft is None else FixedPolicy(num_speculative_tokens or 2)
         (result,) = engine.generate([request], drafts=drafts, policy=policy)
         drafted = [step.drafted for step in result.steps if step.drafted]
         seconds = sum(not step.drafted for step in result.steps) * self.step_costs.plain_seconds()
@@ -106,7 +108,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe_of(model: Path, **settings: Any) -> LosslessRecipe:
-    windows = Windows(calibration=2, validation=1, report=3)
+    windows = Windows(calibration=2, validation=1, test=3)
     return LosslessRecipe(**{"model": str(model), "windows": windows, **settings})
 
 
@@ -139,8 +141,12 @@ def test_finds_the_exit_that_agrees_everywhere(finished: tuple[LosslessResults, 
 def test_expects_what_timing_then_finds(finished: tuple[LosslessResults, Path]) -> None:
     results, _ = finished
     expected = next(candidate for candidate in results.candidates if candidate.draft == results.best.draft)
-    pace = next(pace for pace in expected.paces if pace.length == results.best.length)
-    assert pace.tokens_per_second == pytest.approx(results.best.tokens_per_second, rel=0.1)
+    record = next(
+        record
+        for record in expected.speculation
+        if record.num_speculative_tokens == results.best.num_speculative_tokens
+    )
+    assert record.tokens_per_second == pytest.approx(results.best.tokens_per_second, rel=0.1)
     assert results.best.plain_tokens_per_second == pytest.approx(1 / MadeUpTimer().step_costs.plain_seconds())
     assert expected.break_even is not None and 0 < expected.break_even < 1
 
@@ -208,13 +214,13 @@ def _counted(count: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 
 def interrupting(after: int) -> Callable[[str, int], Any]:
-    """A progress that is told of `after` steps and then interrupts, as Ctrl-C would."""
-    told = 0
+    """A progress that counts `after` steps and then interrupts, as Ctrl-C would."""
+    steps = 0
 
     def count() -> None:
-        nonlocal told
-        told += 1
-        if told > after:
+        nonlocal steps
+        steps += 1
+        if steps > after:
             raise KeyboardInterrupt
 
     return lambda description, total: _counted(count)
@@ -278,7 +284,7 @@ def test_a_model_of_a_single_layer_is_refused(tiny_folder: Path, text: Path, tmp
     ("settings", "error", "message"),
     [
         ({"text": Path("missing.txt")}, TextError, r"missing\.txt"),
-        ({"windows": Windows(calibration=1, validation=1, report=1), "text": "short"}, TextError, "too short"),
+        ({"windows": Windows(calibration=1, validation=1, test=1), "text": "short"}, TextError, "too short"),
     ],
 )
 def test_what_cannot_be_done_is_said(

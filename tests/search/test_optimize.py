@@ -39,7 +39,7 @@ stacks:
 def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     profile = tmp_path_factory.mktemp("hardware") / "slow.yaml"
     profile.write_text(PROFILE, encoding="utf-8")
-    windows = Windows(calibration=1, validation=1, report=1)
+    windows = Windows(calibration=1, validation=1, test=1)
     return Recipe(model=str(tiny_folder), target="speedup", value=1.3, hardware=str(profile), windows=windows)
 
 
@@ -55,7 +55,7 @@ def test_writes_everything_and_it_reads_back(finished: tuple[Results, Path], rec
     assert load_plan(folder) == results.plan.to_plan()
     assert Recipe.load(folder / RECIPE_FILE) == recipe
     data = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    assert data["schema_version"] == 1
+    assert data["schema_version"] == 2
     assert {"notation", "stages", "effective_depth", "layers_used", "form"} <= data["plan"].keys()
     assert {"method", "notation", "speedup", "perplexity"} <= data["peers"][0].keys()
 
@@ -78,13 +78,13 @@ def _counted(count: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
 
 def interrupting(after: int) -> Callable[[str, int], Any]:
-    """A progress that is told of `after` steps and then interrupts, as Ctrl-C would."""
-    told = 0
+    """A progress that counts `after` steps and then interrupts, as Ctrl-C would."""
+    steps = 0
 
     def count() -> None:
-        nonlocal told
-        told += 1
-        if told > after:
+        nonlocal steps
+        steps += 1
+        if steps > after:
             raise KeyboardInterrupt
 
     return lambda description, total: _counted(count)

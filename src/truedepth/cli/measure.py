@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options, print_json
-from truedepth.cli.ranks import join_ranks, measure_shared
-from truedepth.cli.tables import UNMODIFIED, add_speeds, comparison_table, quality_table, spread
+from truedepth.cli.measure_ranks import measure_shared
+from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options
+from truedepth.cli.ranks import join_ranks
+from truedepth.cli.tables import add_speeds, compared, comparison_table, print_measurement, spread
 from truedepth.errors import UsageError
 from truedepth.methods.plan_text import read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
@@ -19,7 +20,6 @@ from truedepth.plan import DepthPlan, Form, Prefill
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from truedepth.evaluation.quality import Quality
     from truedepth.measuring.measurement import Measurement
     from truedepth.models.loading.load import LoadedModel
 
@@ -85,38 +85,38 @@ def command(
         return
     if model is None or output is not None:
         raise UsageError("give a MODEL to measure, or --profile [-o FILE] to measure the machine itself")
-    from rich.console import Console
+    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
+    read = partial(read_plan, plan, form=form, prefill=prefill)
+    quality = quality or text is not None
+    ranks = join_ranks(loading["device"], {"--stages": stages})
+    if ranks:
+        measure_shared(model, read, ranks, sizes, text, quality=quality, as_json=as_json, **loading)
+    else:
+        _measure(load_model(model, **loading), read, sizes, text, stages=stages, quality=quality, as_json=as_json)
 
-    from truedepth.families import family_of
+
+def _measure(
+    loaded: LoadedModel,
+    read: Callable[[int], DepthPlan],
+    sizes: dict[str, int],
+    text: Path | None,
+    *,
+    stages: bool,
+    quality: bool,
+    as_json: bool,
+) -> None:
+    from truedepth.evaluation.quality import compare_quality
+    from truedepth.evaluation.texts import Sizes, read_texts
     from truedepth.measuring.measurement import measure
     from truedepth.records.progress import terminal
 
-    sizes = {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens, "batch": batch, "repeats": repeats}
-    ranks = join_ranks(loading["device"], {"--stages": stages})
-    if ranks:
-        read = partial(read_plan, plan, form=form, prefill=prefill)
-        measure_shared(model, read, ranks, sizes, text, quality=quality, as_json=as_json, **loading)
-        return
-    loaded = load_model(model, **loading)
-    num_layers = len(family_of(loaded.model.config).decoder_layers(loaded.model))
-    chosen = read_plan(plan, num_layers, form, prefill)
-    plans = {UNMODIFIED: DepthPlan.full(num_layers)}
-    if not chosen.is_full:
-        plans["plan"] = chosen
+    plans = compared(read(loaded.num_layers))
     measurement = measure(loaded.model, plans, **sizes, stages=stages, progress=terminal)
-    qualities = _qualities(loaded, plans, text) if quality or text is not None else {}
-    if as_json:
-        report = {"model": loaded.name, **measurement.to_dict()}
-        for name, own in qualities.items():
-            report["plans"][name]["quality"] = asdict(own)
-        print_json(report)
-        return
-    console = Console()
-    console.print(_speed_table(loaded.name, measurement))
-    for name in measurement.stages:
-        console.print(_stage_table(name, measurement))
-    if qualities:
-        console.print(quality_table(qualities))
+    qualities = {}
+    if quality:
+        qualities = compare_quality(loaded.model, plans, read_texts(text, loaded.tokenizer, Sizes()).test, terminal)
+    tables = [_speed_table(loaded.name, measurement), *(_stage_table(name, measurement) for name in measurement.stages)]
+    print_measurement(loaded.name, measurement, qualities, tables, as_json=as_json)
 
 
 def _measure_profile(
@@ -127,16 +127,6 @@ def _measure_profile(
     if model is not None or plan is not None:
         raise UsageError("--profile measures the machine, whatever the model; leave out MODEL and --plan")
     measure_and_show(output, loading["dtype"], loading["device"], as_json)
-
-
-def _qualities(loaded: LoadedModel, plans: dict[str, DepthPlan], text: Path | None) -> dict[str, Quality]:
-    """What each plan does to the model, on text that no search has looked at."""
-    from truedepth.evaluation.quality import compare_quality
-    from truedepth.evaluation.texts import Sizes, read_texts
-    from truedepth.records.progress import terminal
-
-    report = read_texts(text, loaded.tokenizer, Sizes()).report
-    return compare_quality(loaded.model, plans, report, terminal)
 
 
 def _speed_table(model: str, measurement: Measurement) -> Table:

@@ -42,7 +42,7 @@ _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
 @click.option("--hardware", metavar="HARDWARE", help="Plan for this hardware instead of this machine, such as h100-x2.")
 @click.option("--text", type=click.Path(path_type=Path), help="Judge plans on this text (UTF-8).")
 @click.option(
-    "--windows", metavar="C,V,R", help="Text windows a part reads.  [default: 3,12,12; with --lossless 8,4,8]"
+    "--windows", metavar="C,V,T", help="Text windows of each split.  [default: 3,12,12; with --lossless 8,4,8]"
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Which of the default texts are drawn.")
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="Take all settings from a file.")
@@ -151,7 +151,7 @@ def _windows(text: str) -> Windows:
     counts = text.split(",")
     if len(counts) != 3 or not all(count.strip().isdigit() and int(count) > 0 for count in counts):
         raise UsageError(
-            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,report, such as 3,12,12"
+            f"--windows is '{text}'; give three numbers of at least 1: calibration,validation,test, such as 3,12,12"
         )
-    calibration, validation, report = map(int, counts)
-    return Windows(calibration=calibration, validation=validation, report=report)
+    calibration, validation, test = map(int, counts)
+    return Windows(calibration=calibration, validation=validation, test=test)

@@ -1,19 +1,55 @@
-"""Tables that commands print for one process as for several ranks."""
+"""What `truedepth measure` prints, in one process as on several ranks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING
+
+from truedepth.cli.options import print_json
+from truedepth.plan import DepthPlan
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from truedepth.evaluation.quality import Quality
-    from truedepth.measuring.speed import Comparison, Spread
+    from truedepth.measuring.measurement import Measurement
+    from truedepth.measuring.on_ranks import RanksMeasurement
+    from truedepth.measuring.speed import Comparison
+    from truedepth.measuring.timer import Spread
 
 UNMODIFIED = "unmodified"
 
 
-def quality_table(qualities: dict[str, Quality]) -> Table:
+def compared(plan: DepthPlan) -> dict[str, DepthPlan]:
+    """The unmodified model and, if it is another, the plan, by the names that they are printed with."""
+    full = DepthPlan.full(plan.num_layers)
+    return {UNMODIFIED: full} if plan.is_full else {UNMODIFIED: full, "plan": plan}
+
+
+def print_measurement(
+    model: str,
+    measurement: Measurement | RanksMeasurement,
+    qualities: Mapping[str, Quality],
+    tables: Sequence[Table],
+    *,
+    as_json: bool,
+) -> None:
+    """All of a measurement as JSON, or as tables; qualities by plan, if they were judged."""
+    from rich.console import Console
+
+    if as_json:
+        report = {"model": model, **measurement.to_dict()}
+        for name, own in qualities.items():
+            report["plans"][name]["quality"] = asdict(own)
+        print_json(report)
+        return
+    console = Console()
+    for table in [*tables, *([_quality_table(qualities)] if qualities else [])]:
+        console.print(table)
+
+
+def _quality_table(qualities: Mapping[str, Quality]) -> Table:
     """A column for each plan, a row for each figure."""
     from rich.table import Table
 

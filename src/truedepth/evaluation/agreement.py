@@ -10,18 +10,18 @@ class Agreement:
     """Where a draft's most likely token is the target's, given the target's own tokens before it.
 
     Attributes:
-        rows: one string a text, with a 1 for each place where they agree and a 0 for each where they do not.
+        rows: one string a text, with a 1 for each token where they agree and a 0 for each where they do not.
     """
 
     rows: tuple[str, ...]
 
     @property
     def share(self) -> float:
-        """The share of places where they agree: the acceptance of a token whose predecessors were accepted."""
+        """The share of tokens where they agree: the acceptance of a token whose predecessors were accepted."""
         return sum(row.count("1") for row in self.rows) / sum(map(len, self.rows))
 
-    def rounds(self, length: int) -> list[int]:
-        """How many tokens each round takes when the texts are written with `length` drafted tokens a round.
+    def rounds(self, num_speculative_tokens: int) -> list[int]:
+        """How many tokens each round takes when the texts are written with that many drafted tokens a round.
 
         A round begins after the token that the target added to the last one. Rounds that the end of a text would
         cut short are left out, whatever they would have taken.
@@ -29,8 +29,8 @@ class Agreement:
         taken = []
         for row in self.rows:
             at = 0
-            while at + length <= len(row):
-                refused = row.find("0", at, at + length)
-                taken.append(length if refused < 0 else refused - at)
+            while at + num_speculative_tokens <= len(row):
+                refused = row.find("0", at, at + num_speculative_tokens)
+                taken.append(num_speculative_tokens if refused < 0 else refused - at)
                 at += taken[-1] + 1
         return taken

@@ -1,7 +1,7 @@
-"""Text to judge a model on, in three parts that share nothing: calibration, validation and report.
+"""Text to judge a model on, in three splits that share nothing: calibration, validation and test.
 
 The search and the methods look at calibration text, the search picks its winner on validation text, and the
-figures that a user is shown come from report text.
+figures that a user is shown come from test text.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from truedepth.records.schema import Record
 
 
 class TextRecord(Record):
-    """Where the three disjoint texts came from, in tokens."""
+    """Where the text came from, and the size of each split."""
 
     source: str
     calibration_tokens: int
     validation_tokens: int
-    report_tokens: int
+    test_tokens: int
 
     @classmethod
     def of(cls, texts: Texts) -> TextRecord:
@@ -35,14 +35,14 @@ class TextRecord(Record):
             source=texts.source,
             calibration_tokens=texts.calibration.numel(),
             validation_tokens=texts.validation.numel(),
-            report_tokens=texts.report.numel(),
+            test_tokens=texts.test.numel(),
         )
 
 
 WINDOW = 128
 """Tokens of one window, the special token at its start (where the tokenizer has one) included."""
 
-PARTS = ("calibration", "validation", "report")
+SPLITS = ("calibration", "validation", "test")
 
 _MODULES = """
 argparse ast bisect calendar cmd collections/__init__ configparser contextlib copy csv dataclasses datetime decimal
@@ -70,19 +70,19 @@ class Texts:
     source: str
     calibration: Tensor
     validation: Tensor
-    report: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many windows each part gets."""
+    """How many windows each split gets."""
 
     calibration: int = 3
     validation: int = 12
-    report: int = 12
+    test: int = 12
 
     def __iter__(self) -> Iterator[int]:
-        return iter((self.calibration, self.validation, self.report))
+        return iter((self.calibration, self.validation, self.test))
 
 
 def read_texts(path: Path | None, tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 0) -> Texts:
@@ -95,24 +95,24 @@ def read_texts(path: Path | None, tokenizer: PreTrainedTokenizerBase, sizes: Siz
 def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 0) -> Texts:
     """Text that is always there: Python's language reference (`pydoc_data.topics`) and standard library source.
 
-    Prose and source alternate, window by window. No paragraph of prose and no module is in two parts.
+    Prose and source alternate, window by window. No paragraph of prose and no module is in two splits.
 
     Args:
-        seed: which documents of their part calibration and validation draw. The report text is always the same.
+        seed: which documents of their split calibration and validation draw. The test text is always the same.
     """
     prose, code = default_documents(seed)
-    parts = []
+    splits = []
     for kind, count in enumerate(sizes):
         windows = [
             _windows(tokenizer, documents[kind], share)
             for documents, share in ((prose, (count + 1) // 2), (code, count // 2))
         ]
-        parts.append(_alternate(*windows))
-    return Texts("Python's language reference and standard library source", *parts)
+        splits.append(_alternate(*windows))
+    return Texts("Python's language reference and standard library source", *splits)
 
 
 def default_documents(seed: int = 0) -> tuple[list[list[str]], list[list[str]]]:
-    """The documents of the default text, prose and source, each in the three parts."""
+    """The documents of the default text, prose and source, each in the three splits."""
     return _split(_topics(), seed), _split(_modules(), seed)
 
 
@@ -128,11 +128,11 @@ def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> 
     if len(windows) < needed:
         raise TextError(
             f"text file '{path}' is too short: it fills {len(windows)} windows of {WINDOW} tokens and {needed} are "
-            f"needed ({', '.join(f'{size} for {part}' for size, part in zip(sizes, PARTS, strict=True))}); "
+            f"needed ({', '.join(f'{size} for {split}' for size, split in zip(sizes, SPLITS, strict=True))}); "
             f"give about {needed * WINDOW * 5 // 1000 + 1} kB of text"
         )
-    calibration, validation, report = windows.split(list(sizes))
-    return Texts(str(path), calibration, validation, report)
+    calibration, validation, test = windows.split(list(sizes))
+    return Texts(str(path), calibration, validation, test)
 
 
 def read_text_file(path: Path) -> str:
@@ -171,11 +171,11 @@ def _modules() -> list[str]:
 
 
 def _split(documents: list[str], seed: int) -> list[list[str]]:
-    """Deal documents out to the three parts, and shuffle each part."""
-    parts = [documents[index :: len(PARTS)] for index in range(len(PARTS))]
-    for name, part in zip(PARTS, parts, strict=True):
-        random.Random(0 if name == "report" else seed).shuffle(part)
-    return parts
+    """Deal documents out to the three splits, and shuffle each split."""
+    splits = [documents[index :: len(SPLITS)] for index in range(len(SPLITS))]
+    for name, split in zip(SPLITS, splits, strict=True):
+        random.Random(0 if name == "test" else seed).shuffle(split)
+    return splits
 
 
 def _windows(tokenizer: PreTrainedTokenizerBase, documents: Iterable[str], count: int) -> Tensor:

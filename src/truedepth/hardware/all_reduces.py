@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from truedepth.hardware.rates import Range, usual_width, weights
-from truedepth.measuring.speed import now
+from truedepth.measuring.timer import in_turns, now
 from truedepth.parallel.launch import started_ranks
 
 _SMALL, _LARGE = 256, 2**20
@@ -46,14 +46,15 @@ def all_reduce_latency(device: torch.device, dtype: torch.dtype) -> Range:
         TruedepthError: see `truedepth.hardware.rates.weights`.
     """
     matrices = weights(device, dtype, usual_width(device))
-    hidden = torch.zeros(_SMALL, device=device)
-    added = []
-    for turn in range(_REPEATS + _WARMUP):
-        alone = _run_seconds(matrices, None)
-        both = _run_seconds(matrices, hidden)
-        if turn >= _WARMUP:
-            added.append(max(0.0, both - alone) / _RUN)
-    return _range(added)
+    entries = {"alone": None, "both": torch.zeros(_SMALL, device=device)}
+    seconds = in_turns(
+        list(entries),
+        lambda name, _: _run_seconds(matrices, entries[name]),
+        rounds=_REPEATS,
+        warm_up=lambda name: [_run_seconds(matrices, entries[name]) for _ in range(_WARMUP)],
+    )
+    pairs = zip(seconds["alone"], seconds["both"], strict=True)
+    return _range([max(0.0, both - alone) / _RUN for alone, both in pairs])
 
 
 def _run_seconds(matrices: Sequence[Tensor], hidden: Tensor | None) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from truedepth.hardware.formula import outside_parts, pass_parts, stage_parts
 from truedepth.hardware.profile import Hardware, load_hardware
-from truedepth.measuring.costs import CostRecord
+from truedepth.measuring.costs import CostModel, CostRecord
 from truedepth.plan import FORMS, DepthPlan, Form, Stage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ProfileCosts:
+class ProfileCosts(CostModel):
     """Costs of a model's decode steps by the formula of `truedepth.hardware.formula`.
 
     Attributes:
@@ -50,10 +50,6 @@ class ProfileCosts:
     def decode_seconds(self, plan: DepthPlan) -> float:
         """See `CostModel`."""
         return pass_parts(self.work, plan, self.hardware.machine).seconds
-
-    def speedup(self, plan: DepthPlan) -> float:
-        """See `CostModel`."""
-        return self.decode_seconds(DepthPlan.full(plan.num_layers)) / self.decode_seconds(plan)
 
     def worth(self, form: Form) -> bool:
         """See `CostModel`. A profile has no noise: any gain counts."""

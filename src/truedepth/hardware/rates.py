@@ -13,7 +13,8 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from truedepth.errors import TruedepthError
-from truedepth.measuring.speed import compare, fixed_prompt, measuring, now, run_plan
+from truedepth.measuring.speed import compare, fixed_prompt, measuring, run_plan
+from truedepth.measuring.timer import now
 from truedepth.plan import DepthPlan
 
 _CPU_BYTES = 256 * 2**20
@@ -52,13 +53,13 @@ def reading_rate(device: torch.device, dtype: torch.dtype) -> Range:
         TruedepthError: the weights do not fit into the device's free memory.
     """
 
-    def rate(rows: int, width: int) -> float:
+    def bytes_per_second(rows: int, width: int) -> float:
         matrices = weights(device, dtype, width)
         return sum(matrix.nbytes for matrix in matrices) / product_seconds(matrices, rows, _SECONDS)
 
     usual = usual_width(device)
-    rates = [*(rate(rows, usual) for rows in _DECODE_ROWS), rate(1, usual // 2), rate(1, 2 * usual)]
-    return Range.of(rates[0], rates)
+    of_rows = [bytes_per_second(rows, usual) for rows in _DECODE_ROWS]
+    return Range.of(of_rows[0], [*of_rows, *(bytes_per_second(1, width) for width in (usual // 2, 2 * usual))])
 
 
 def computing_rate(device: torch.device, dtype: torch.dtype) -> Range:

@@ -7,7 +7,7 @@ import time
 import torch
 
 from truedepth.errors import TruedepthError
-from truedepth.measuring.speed import now
+from truedepth.measuring.timer import now
 
 _CPU_BYTES = 256 * 2**20
 _ACCELERATOR_BYTES = 2**30

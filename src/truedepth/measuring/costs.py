@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import median, quantiles
+from statistics import median
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field
 
-from truedepth.errors import SearchError, UsageError
-from truedepth.plan import FORMS, DepthPlan, Form, Stage
+from truedepth.errors import SearchError
+from truedepth.measuring.pairs import PairSaving, paired, pairs_pay, stage_seconds
+from truedepth.plan import FORMS, DepthPlan, Form
 from truedepth.records.progress import Progress, silent
 from truedepth.records.schema import Record
 
@@ -43,7 +44,7 @@ class CostModel(Protocol):
 
     def speedup(self, plan: DepthPlan) -> float:
         """Decode seconds of the full model over those of `plan`."""
-        ...
+        return self.decode_seconds(DepthPlan.full(plan.num_layers)) / self.decode_seconds(plan)
 
     def worth(self, form: Form) -> bool:
         """Whether two layers side by side in `form` take less time than one after the other, noise aside."""
@@ -55,10 +56,8 @@ class CostModel(Protocol):
 
 
 @dataclass(frozen=True)
-class MeasuredCosts:
+class MeasuredCosts(CostModel):
     """Costs fitted to interleaved runs on this machine, as a sum over stages.
-
-    A group of g layers costs layer + (g - 1) * (pair - layer): each further layer adds what the second did.
 
     Attributes:
         fixed_seconds: what a step takes besides its stages.
@@ -79,15 +78,12 @@ class MeasuredCosts:
         Raises:
             UsageError: the plan has groups of a form that was not measured.
         """
-        return self.fixed_seconds + sum(self._stage_seconds(stage, plan.form) for stage in plan.stages)
-
-    def speedup(self, plan: DepthPlan) -> float:
-        """See `CostModel`."""
-        return self.decode_seconds(DepthPlan.full(plan.num_layers)) / self.decode_seconds(plan)
+        stages = (stage_seconds(stage, plan.form, self.layer_seconds, self.pair_seconds) for stage in plan.stages)
+        return self.fixed_seconds + sum(stages)
 
     def worth(self, form: Form) -> bool:
         """See `CostModel`."""
-        return form in self.pair_seconds and self.pair_seconds[form] < 2 * self.layer_seconds
+        return pairs_pay(form, self.layer_seconds, self.pair_seconds)
 
     def record(self) -> CostRecord:
         """See `CostModel`."""
@@ -107,13 +103,6 @@ class MeasuredCosts:
     def from_dict(cls, saved: Mapping[str, Any]) -> MeasuredCosts:
         """What `to_dict` saved."""
         return cls(**saved)
-
-    def _stage_seconds(self, stage: Stage, form: Form) -> float:
-        if not stage.is_group:
-            return self.layer_seconds
-        if form not in self.pair_seconds:
-            raise UsageError(f"the cost of groups in form '{form}' was not measured; use another form")
-        return self.layer_seconds + (len(stage.layers) - 1) * (self.pair_seconds[form] - self.layer_seconds)
 
     @classmethod
     def measure(
@@ -169,19 +158,20 @@ class MeasuredCosts:
         """
         full_seconds = median(run.median_step_seconds for run in comparison.runs[FULL])
         depth, skipped = probes[FULL].num_layers, len(probes[SKIP].layers_skipped)
-        saving = median(comparison.saved_seconds(SKIP)) / skipped
-        if saving <= 0:
+        saved = median(comparison.saved_seconds(SKIP)) / skipped
+        if saved <= 0:
             raise SearchError(
                 f"a decode step of {full_seconds * 1e3:.2f} ms did not become shorter when {skipped} of "
                 f"{depth} layers were skipped: something else keeps the machine busy; end it and try again"
             )
-        layer = min(saving, full_seconds / depth)
+        layer = min(saved, full_seconds / depth)
         pairs: dict[Form, float] = {}
         findings = []
         for form in FORMS:
             rounds = [seconds / len(probes[form].groups) for seconds in comparison.saved_seconds(form)]
-            pairs[form], finding = _pair_seconds(form, layer, rounds)
-            findings.append(finding)
+            saving = PairSaving.of(rounds)
+            pairs[form] = saving.pair_seconds(layer)
+            findings.append(_finding(form, layer, saving))
         return cls(full_seconds - depth * layer, layer, pairs, _note(findings))
 
 
@@ -205,23 +195,17 @@ def probe_plans(model: nn.Module) -> dict[str, DepthPlan]:
     first = (depth - skipped + 1) // 2
     kept = [layer for layer in range(depth) if not first <= layer < first + skipped]
     probes = {FULL: DepthPlan.full(depth), SKIP: DepthPlan.of_layers(kept, depth)}
-    paired = [Stage((layer, layer + 1)) for layer in range(0, depth - 1, 2)]
-    last = [Stage((depth - 1,))] if depth % 2 else []
     for form in FORMS:
-        probes[form] = DepthPlan((*paired, *last), depth, form)
+        probes[form] = paired(depth, form)
     return probes
 
 
-def _pair_seconds(form: Form, layer: float, savings: Sequence[float]) -> tuple[float, str]:
-    """A pair's cost and what to say about it, from the seconds that each round saved by a pair."""
-    saving = median(savings)
-    lower, _, upper = quantiles(savings, n=4)
-    noise = upper - lower
-    figures = f"{abs(saving) * 1e3:.3f} ms of {2 * layer * 1e3:.3f} ms (noise {noise * 1e3:.3f} ms)"
-    if abs(saving) <= noise:
-        return 2 * layer, f"a pair in form {form} takes no measurable time less than two layers: {figures}"
-    verb = "saves" if saving > 0 else "loses"
-    return max(2 * layer - saving, layer), f"a pair in form {form} {verb} {figures}"
+def _finding(form: Form, layer: float, saving: PairSaving) -> str:
+    seconds, noise = abs(saving.seconds), saving.noise
+    figures = f"{seconds * 1e3:.3f} ms of {2 * layer * 1e3:.3f} ms (noise {noise * 1e3:.3f} ms)"
+    if not saving.stands_out:
+        return f"a pair in form {form} takes no measurable time less than two layers: {figures}"
+    return f"a pair in form {form} {'saves' if saving.seconds > 0 else 'loses'} {figures}"
 
 
 def _note(findings: Sequence[str]) -> str:

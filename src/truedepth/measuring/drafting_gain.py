@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any, Unpack
+from typing import Any, Unpack, cast
 
 from truedepth.engine.engine import Engine
 from truedepth.engine.generation import Options, generate
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.errors import UsageError
-from truedepth.measuring.speed import Spread
-from truedepth.measuring.step_timing import undisturbed
+from truedepth.measuring.timer import Spread, in_turns
 from truedepth.records.progress import Progress, silent
 
 RUNS = 3
@@ -26,7 +26,7 @@ class DraftingGain:
 
     Attributes:
         plain_tokens_per_second, tokens_per_second: medians, without and with the draft.
-        speedup: of a run with the draft over the plain run before it.
+        speedup: of a run with the draft over the plain run of the same round.
         same_text: whether all runs wrote the same tokens; None where they are sampled.
     """
 
@@ -53,19 +53,18 @@ def drafting_gain(
     Raises:
         UsageError: there is no draft, or the text has fewer than two tokens; and see `generate`.
     """
-    plain_options: Any = {name: value for name, value in options.items() if name not in _OF_DRAFTS}
+    plain = {name: value for name, value in options.items() if name not in _OF_DRAFTS}
     if not options.get("draft"):
         raise UsageError("there is nothing to compare plain decoding with; give a draft such as exit:8")
-    pairs: list[tuple[GenerationResult, GenerationResult]] = []
-    with progress("Comparing", 2 * (runs + 1)) as advance:
-        for _ in range(runs + 1):
-            results = []
-            for own in (plain_options, options):
-                with undisturbed():
-                    results.append(generate(engine, prompt, **own))
-                advance()
-            pairs.append((results[0], results[1]))
-    return _gain(pairs[1:], sampled=not _is_greedy(options))
+    ways = {"plain": cast(Options, plain), "drafted": options}
+    results = in_turns(
+        list(ways),
+        lambda way, _: generate(engine, prompt, **ways[way]),
+        rounds=runs,
+        progress=progress,
+        title="Comparing",
+    )
+    return _gain(results["plain"], results["drafted"], sampled=not _is_greedy(options))
 
 
 def _is_greedy(options: Options) -> bool:
@@ -73,14 +72,13 @@ def _is_greedy(options: Options) -> bool:
     return sampling_params is None or sampling_params.temperature == 0
 
 
-def _gain(pairs: list[tuple[GenerationResult, GenerationResult]], *, sampled: bool) -> DraftingGain:
-    speeds = [(_speed(plain), _speed(drafted)) for plain, drafted in pairs]
-    texts = {result.token_ids for pair in pairs for result in pair}
+def _gain(plain: Sequence[GenerationResult], drafted: Sequence[GenerationResult], *, sampled: bool) -> DraftingGain:
+    before, after = [_speed(result) for result in plain], [_speed(result) for result in drafted]
     return DraftingGain(
-        plain_tokens_per_second=median(plain for plain, _ in speeds),
-        tokens_per_second=median(drafted for _, drafted in speeds),
-        speedup=Spread.of([drafted / plain for plain, drafted in speeds]),
-        same_text=None if sampled else len(texts) == 1,
+        plain_tokens_per_second=median(before),
+        tokens_per_second=median(after),
+        speedup=Spread.of([own / base for base, own in zip(before, after, strict=True)]),
+        same_text=None if sampled else len({result.token_ids for result in (*plain, *drafted)}) == 1,
     )
 
 

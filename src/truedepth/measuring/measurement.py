@@ -10,7 +10,7 @@ from torch import nn
 
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.machine import MachineRecord, machine_record
-from truedepth.measuring.speed import Comparison, Speed, compare, device_of
+from truedepth.measuring.speed import Comparison, compare, device_of
 from truedepth.measuring.stage_times import StageTimes, stage_times
 from truedepth.measuring.work import DecodeWork
 from truedepth.plan import DepthPlan
@@ -36,10 +36,9 @@ class Measurement:
     stages: Mapping[str, StageTimes]
 
     def bandwidth_share(self, name: str) -> float:
-        """Bytes that a plan's decoding read a second, over the memory bandwidth of the device."""
-        speed: Speed = self.comparison.speeds[name]
-        rate = speed.decode_tokens_per_second.median
-        return self.bytes_per_token[name] * rate / self.machine.bandwidth_bytes_per_second
+        """See `truedepth.measuring.speed.Speed`."""
+        speed = self.comparison.speeds[name]
+        return speed.bandwidth_share(self.bytes_per_token[name], self.machine.bandwidth_bytes_per_second)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from truedepth.measuring.machine import device_name, processor_name
-from truedepth.measuring.speed import Comparison, TimedRun, check_sizes, fixed_prompt, in_turns, timed_run
+from truedepth.measuring.speed import Comparison, TimedRun, check_sizes, fixed_prompt, timed_run
+from truedepth.measuring.timer import in_turns
 from truedepth.parallel.load import SplitModels
 from truedepth.parallel.ranks import GroupRanks, Ranks, Traffic
 from truedepth.plan import DepthPlan
@@ -71,11 +72,11 @@ def measure_on_ranks(
     prompt = fixed_prompt(first, batch, prompt_tokens)
     traffic = {name: count_passes(model, prompt, ranks) for name, model in models.models.items()}
 
-    def run(name: str) -> TimedRun:
+    def run(name: str, _: int) -> TimedRun:
         ranks.wait()
         return timed_run(models.models[name], prompt, new_tokens)
 
-    timed = in_turns(list(models.models), run, repeats=repeats, progress=progress)
+    timed = in_turns(list(models.models), run, rounds=repeats, progress=progress)
     return RanksMeasurement(
         plans=models.plans,
         comparison=Comparison(timed, prompt_tokens, new_tokens, batch),

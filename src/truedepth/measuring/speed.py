@@ -1,15 +1,8 @@
-"""Decode and prefill speed of one model under one or several plans, interleaved in one process.
-
-A machine's speed drifts with its clock, its temperature and its other work. Runs of the plans therefore
-take turns (A B C, then C B A, ...), and two plans are compared by the ratio of their runs within the same
-round.
-"""
+"""Decode and prefill speed of one model under one or several plans, interleaved in one process."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -21,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from truedepth.errors import UsageError
+from truedepth.measuring.timer import MINIMUM_ROUNDS, Spread, in_turns, now, undisturbed
 from truedepth.models.rewire import applied_plan, apply, restore
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
@@ -35,23 +29,6 @@ class SpeedRecord(Record):
     time_to_first_token_seconds: float
     bytes_per_token: int = Field(description="weights and cache read to decode one token")
     bandwidth_share: float = Field(description="achieved bytes per second / measured memory bandwidth, 0 to 1")
-
-
-MINIMUM_REPEATS = 3
-"""Fewer runs than this have no spread worth the name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """The median of several measurements, and the smallest and the largest of them."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(median(values), min(values), max(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +72,17 @@ class Speed:
             bytes_per_token: see `work.DecodeWork.bytes_per_token`.
             bandwidth: bytes per second, see `bandwidth.read_bandwidth`.
         """
-        rate = self.decode_tokens_per_second.median
         return SpeedRecord(
-            decode_tokens_per_second=rate,
+            decode_tokens_per_second=self.decode_tokens_per_second.median,
             prefill_tokens_per_second=self.prefill_tokens_per_second.median,
             time_to_first_token_seconds=self.time_to_first_token_seconds.median,
             bytes_per_token=bytes_per_token,
-            bandwidth_share=bytes_per_token * rate / bandwidth,
+            bandwidth_share=self.bandwidth_share(bytes_per_token, bandwidth),
         )
+
+    def bandwidth_share(self, bytes_per_token: int, bandwidth: float) -> float:
+        """Bytes that decoding read a second, over the memory bandwidth of the device."""
+        return bytes_per_token * self.decode_tokens_per_second.median / bandwidth
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +169,7 @@ def compare(
         batch: sequences run at once.
         repeats: rounds, at least 3.
         max_seconds: start no further round after this time, but run at least 3.
-        progress: told of each run, those that do not count included.
+        progress: shown each run, those that do not count included.
 
     Raises:
         UsageError: a number that is too small, or more tokens than the model has positions for.
@@ -198,37 +178,13 @@ def compare(
     check_sizes(model, plans, prompt_tokens, new_tokens, batch, repeats)
     prompt = fixed_prompt(model, batch, prompt_tokens)
 
-    def run(name: str) -> TimedRun:
+    def run(name: str, _: int) -> TimedRun:
         run_plan(model, plans[name])
         return timed_run(model, prompt, new_tokens)
 
     with measuring(model):
-        timed = in_turns(list(plans), run, repeats=repeats, max_seconds=max_seconds, progress=progress)
+        timed = in_turns(list(plans), run, rounds=repeats, max_seconds=max_seconds, progress=progress)
     return Comparison(timed, prompt_tokens, new_tokens, batch)
-
-
-def in_turns(
-    names: Sequence[str],
-    run: Callable[[str], TimedRun],
-    *,
-    repeats: int,
-    max_seconds: float | None = None,
-    progress: Progress = silent,
-) -> dict[str, tuple[TimedRun, ...]]:
-    """Runs of each name, taking turns, after one of each that does not count; see `compare`."""
-    runs: dict[str, list[TimedRun]] = {name: [] for name in names}
-    started = time.perf_counter()
-    with progress("Timing", (repeats + 1) * len(names)) as step:
-        for turn in range(repeats + 1):
-            late = max_seconds is not None and time.perf_counter() - started > max_seconds
-            if late and turn > MINIMUM_REPEATS:
-                break
-            for name in names if turn % 2 else reversed(names):
-                timed = run(name)
-                if turn > 0:
-                    runs[name].append(timed)
-                step()
-    return {name: tuple(own) for name, own in runs.items()}
 
 
 def fixed_prompt(model: nn.Module, batch: int, tokens: int) -> Tensor:
@@ -256,28 +212,17 @@ def run_plan(model: nn.Module, plan: DepthPlan) -> None:
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no garbage collection; afterwards as it was, plan included."""
-    plan, training, collecting = applied_plan(model), model.training, gc.isenabled()
+    plan, training = applied_plan(model), model.training
     model.eval()
-    gc.collect()
-    gc.disable()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed():
             yield
     finally:
-        if collecting:
-            gc.enable()
         model.train(training)
         if plan is None:
             restore(model)
         else:
             apply(model, plan)
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a monotonic clock, once the device has finished all that it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
 
 
 def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> TimedRun:
@@ -312,8 +257,8 @@ def check_sizes(
     for what, number in numbers.items():
         if number < 1:
             raise UsageError(f"{what} is {number}; it must be at least 1")
-    if repeats < MINIMUM_REPEATS:
-        raise UsageError(f"repeats is {repeats}; telling speed from noise takes at least {MINIMUM_REPEATS}")
+    if repeats < MINIMUM_ROUNDS:
+        raise UsageError(f"repeats is {repeats}; telling speed from noise takes at least {MINIMUM_ROUNDS}")
     config: Any = model.config
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and prompt_tokens + new_tokens > positions:

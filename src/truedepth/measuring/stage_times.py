@@ -13,7 +13,8 @@ from torch import nn
 
 from truedepth.errors import UsageError
 from truedepth.families import family_of
-from truedepth.measuring.speed import device_of, fixed_prompt, measuring, now, run_plan
+from truedepth.measuring.speed import device_of, fixed_prompt, measuring, run_plan
+from truedepth.measuring.timer import now
 from truedepth.models.rewire import causal_lm
 from truedepth.plan import DepthPlan
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from truedepth.plan import DepthPlan, Form, Stage
+from truedepth.measuring.pairs import pairs_pay, stage_seconds
+from truedepth.plan import DepthPlan, Form
 
 
 class StepCosts(BaseModel):
@@ -35,29 +36,26 @@ class StepCosts(BaseModel):
         """A plain step of the unmodified model, which yields one token."""
         return self.begin_seconds + self.num_layers * self.layer_seconds[1] + self.head_seconds[1]
 
-    def round_seconds(self, plan: DepthPlan, vocabulary: int | None, length: int) -> float:
+    def round_seconds(self, plan: DepthPlan, vocabulary: int | None, num_speculative_tokens: int) -> float:
         """A round of drafting and verifying for the unmodified model.
 
         Args:
             plan: the draft.
             vocabulary: how many tokens its head may propose, a size that was measured; None: all.
-            length: d, tokens drafted.
+            num_speculative_tokens: d, tokens drafted.
         """
         shared = plan.common_prefix(DepthPlan.full(plan.num_layers))
         prefix = self.begin_seconds + shared * self.layer_seconds[1]
-        alone = sum(self._stage_seconds(stage, plan.form) for stage in plan.stages[shared:])
+        own = plan.stages[shared:]
+        alone = sum(stage_seconds(stage, plan.form, self.layer_seconds[1], self.pair_seconds) for stage in own)
         head = self.head_seconds[1] if vocabulary is None else self.draft_head_seconds[vocabulary]
-        rest = (self.num_layers - shared) * _between(self.layer_seconds, length + 1)
-        verify = self.begin_seconds + rest + _between(self.head_seconds, length + 1)
-        return length * (prefix + alone + head) + prefix + verify
+        rest = (self.num_layers - shared) * _between(self.layer_seconds, num_speculative_tokens + 1)
+        verify = self.begin_seconds + rest + _between(self.head_seconds, num_speculative_tokens + 1)
+        return num_speculative_tokens * (prefix + alone + head) + prefix + verify
 
     def worth(self, form: Form) -> bool:
         """Whether two layers side by side take less time than one after the other, noise aside."""
-        return form in self.pair_seconds and self.pair_seconds[form] < 2 * self.layer_seconds[1]
-
-    def _stage_seconds(self, stage: Stage, form: Form) -> float:
-        layer = self.layer_seconds[1]
-        return layer + (len(stage.layers) - 1) * (self.pair_seconds[form] - layer) if stage.is_group else layer
+        return pairs_pay(form, self.layer_seconds[1], self.pair_seconds)
 
 
 def _between(seconds: Mapping[int, float], tokens: int) -> float:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from statistics import median, quantiles
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,9 +14,10 @@ from truedepth.engine.engine import Engine
 from truedepth.engine.runner.caches import KVCache
 from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.engine.sampling.logits_sampler import most_likely
-from truedepth.measuring.speed import now
+from truedepth.measuring.pairs import PairSaving, paired
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.plan import FORMS, DepthPlan, Form, Stage
+from truedepth.measuring.timer import in_turns, now
+from truedepth.plan import FORMS, Form, Stage
 from truedepth.records.progress import Progress, silent
 
 TOKENS = (1, 2, 3, 5, 9, 17)
@@ -33,8 +31,8 @@ _LEAST_ROUNDS = 5
 _SECONDS = 20.0
 """No further round begins after this time, once `_LEAST_ROUNDS` are done."""
 
-_Probes = dict[tuple[str, int | Form], Callable[[], object]]
-"""What is timed, by name, and by the number of tokens, the size of a vocabulary or the form of groups."""
+_Probe = tuple[str, int | Form]
+"""What is timed: a name, and the number of tokens, the size of a vocabulary or the form of groups."""
 
 
 def measure_step_costs(
@@ -49,9 +47,27 @@ def measure_step_costs(
     runner, depth = engine.runner, engine.target.num_layers
     with torch.inference_mode():
         probes = _probes(engine, vocabularies)
-        times = _run(probes, runner.device, progress)
-    found = {name: median(values) for name, values in times.items()}
-    layer_seconds = {tokens: seconds / depth for tokens, seconds in _by_tokens("layers", found).items()}
+
+        def seconds(probe: _Probe, _: int) -> float:
+            start = now(runner.device)
+            probes[probe]()
+            return now(runner.device) - start
+
+        times = in_turns(
+            list(probes),
+            seconds,
+            rounds=_ROUNDS,
+            least_rounds=_LEAST_ROUNDS,
+            max_seconds=_SECONDS,
+            progress=progress,
+            title="Timing the parts of a step",
+        )
+    found = {probe: median(values) for probe, values in times.items()}
+    layer_seconds = {tokens: own / depth for tokens, own in _by_tokens("layers", found).items()}
+
+    def savings(pairs: Sequence[float]) -> list[float]:
+        return [(alone - together) / (depth // 2) for alone, together in zip(times["layers", 1], pairs, strict=True)]
+
     return StepCosts(
         num_layers=depth,
         begin_seconds=found["begin", 1],
@@ -59,45 +75,14 @@ def measure_step_costs(
         head_seconds=_by_tokens("head", found),
         draft_head_seconds={len(part.ids): found["draft head", len(part.ids)] for part in vocabularies},
         pair_seconds={
-            form: _pair_seconds(layer_seconds[1], times["layers", 1], times["pairs", form], depth // 2)
+            form: PairSaving.of(savings(times["pairs", form])).pair_seconds(layer_seconds[1])
             for form in FORMS
             if ("pairs", form) in times
         },
     )
 
 
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """No garbage collection; afterwards as it was."""
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _run(probes: _Probes, device: torch.device, progress: Progress) -> dict[tuple[str, int | Form], list[float]]:
-    times: dict[tuple[str, int | Form], list[float]] = {name: [] for name in probes}
-    names = list(probes)
-    began = time.perf_counter()
-    with undisturbed(), progress("Timing the parts of a step", _ROUNDS + 1) as advance:
-        for turn in range(_ROUNDS + 1):
-            if turn > _LEAST_ROUNDS and time.perf_counter() - began > _SECONDS:
-                break
-            for name in names if turn % 2 else reversed(names):
-                start = now(device)
-                probes[name]()
-                seconds = now(device) - start
-                if turn > 0:
-                    times[name].append(seconds)
-            advance()
-    return times
-
-
-def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> _Probes:
+def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> dict[_Probe, Callable[[], object]]:
     runner, target = engine.runner, engine.target
     most = max(TOKENS)
     positions = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
@@ -111,7 +96,9 @@ def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> _Probes:
         return lambda: runner.run(stages, form, embedded, context, lambda _: cache)
 
     last = run(target.stages, target.form, 0, length)()[:, -1:]  # (1, 1, D)
-    probes: _Probes = {("begin", 1): lambda: (runner.context([length], 1, cache.capacity), runner.embed(ids[:, :1]))}
+    probes: dict[_Probe, Callable[[], object]] = {
+        ("begin", 1): lambda: (runner.context([length], 1, cache.capacity), runner.embed(ids[:, :1]))
+    }
     for count in TOKENS:
         probes["layers", count] = run(target.stages, target.form, length, length + count)
         probes["head", count] = _head(runner, last.repeat(1, count, 1))
@@ -119,7 +106,7 @@ def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> _Probes:
         probes["draft head", len(part.ids)] = _draft_head(LMHead(runner, part), last)
     for form in FORMS:
         if target.num_layers > 1:
-            probes["pairs", form] = run(_pairs(target.num_layers), form, length, length + 1)
+            probes["pairs", form] = run(paired(target.num_layers, form).stages, form, length, length + 1)
     return probes
 
 
@@ -135,24 +122,6 @@ def _draft_head(head: LMHead, hidden: Tensor) -> Callable[[], object]:
     return choose
 
 
-def _by_tokens(name: str, found: Mapping[tuple[str, int | Form], float]) -> dict[int, float]:
+def _by_tokens(name: str, found: Mapping[_Probe, float]) -> dict[int, float]:
     """Seconds by the number of tokens. Fewer tokens never take longer than more: that was other work on the machine."""
     return {tokens: min(found[name, more] for more in TOKENS if more >= tokens) for tokens in TOKENS}
-
-
-def _pairs(num_layers: int) -> tuple[Stage, ...]:
-    """All layers in pairs; the last one alone where their number is odd."""
-    full = DepthPlan.full(num_layers).stages
-    pairs = [Stage((layer, layer + 1)) for layer in range(0, num_layers - 1, 2)]
-    return (*pairs, *full[2 * len(pairs) :])
-
-
-def _pair_seconds(layer: float, single: Sequence[float], paired: Sequence[float], pairs: int) -> float:
-    """A pair's cost, from all layers one after the other and in pairs in the same rounds.
-
-    A difference that is not larger than its noise, the interquartile range over rounds, counts as none.
-    """
-    savings = [(alone - together) / pairs for alone, together in zip(single, paired, strict=True)]
-    lower, _, upper = quantiles(savings, n=4)
-    saving = median(savings)
-    return 2 * layer if abs(saving) <= upper - lower else max(2 * layer - saving, layer)

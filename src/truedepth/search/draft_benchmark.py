@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from statistics import median, quantiles
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,10 +14,12 @@ from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
+from truedepth.engine.sampling.result import shares_by_position
 from truedepth.errors import SearchError
 from truedepth.measuring.bandwidth import read_bandwidth
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.measuring.step_timing import measure_step_costs, undisturbed
+from truedepth.measuring.step_timing import measure_step_costs
+from truedepth.measuring.timer import in_turns
 from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
 from truedepth.search.draft_search import Candidate
@@ -33,12 +34,12 @@ class DraftConfig:
     """A draft and how many tokens it drafts in a round; None: adaptive."""
 
     candidate: Candidate
-    length: int | None
+    num_speculative_tokens: int | None
 
     @property
     def key(self) -> str:
-        """What tells contestants apart."""
-        return f"{self.candidate.key}, {'adaptive' if self.length is None else self.length}"
+        """No two configurations have the same."""
+        return f"{self.candidate.key}, {self.num_speculative_tokens or 'adaptive'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,9 @@ class Timer(Protocol):
         """What the parts of a step cost."""
         ...
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
+    def run(
+        self, engine: Engine, request: Request, draft: Draft | None, num_speculative_tokens: int | None
+    ) -> DraftRun:
         """Continue a prompt, plainly without a draft."""
         ...
 
@@ -83,11 +86,12 @@ class WallClockTimer:
     def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
         return measure_step_costs(engine, vocabularies, progress)
 
-    def run(self, engine: Engine, request: Request, draft: Draft | None, length: int | None) -> DraftRun:
+    def run(
+        self, engine: Engine, request: Request, draft: Draft | None, num_speculative_tokens: int | None
+    ) -> DraftRun:
         drafts = () if draft is None else (draft,)
-        policy = None if draft is None or length is None else FixedPolicy(length)
-        with undisturbed():
-            (result,) = engine.generate([request], drafts=drafts, policy=policy)
+        policy = None if num_speculative_tokens is None else FixedPolicy(num_speculative_tokens)
+        (result,) = engine.generate([request], drafts=drafts, policy=policy)
         rounds = [step for step in result.steps if step.drafted]
         return DraftRun(
             tokens=result.token_ids,
@@ -102,10 +106,10 @@ class WallClockTimer:
 
 @dataclass
 class DraftBenchmark:
-    """Runs of contestants and of plain decoding on the same prompts.
+    """Drafts against plain decoding, on the same prompts.
 
     Attributes:
-        name: of the contest in the journal.
+        name: of the runs in the journal.
         prompts: token ids.
         new_tokens: to be written after each.
         vocabularies: of drafts, by size.
@@ -120,50 +124,42 @@ class DraftBenchmark:
     vocabularies: Mapping[int, DraftVocabulary]
     progress: Progress = silent
 
-    def hold(self, configs: Sequence[DraftConfig]) -> list[TimedRecord]:
+    def run(self, configs: Sequence[DraftConfig]) -> list[TimedRecord]:
         """Time all of them against plain decoding, in their order, after a run of each that does not count.
 
         Raises:
             SearchError: the model ends all texts too soon.
         """
-        entries: list[DraftConfig | None] = [None, *configs]
-        runs: dict[str, list[DraftRun]] = {_key(entry): [] for entry in entries}
-        jobs = [
-            (prompt, entry)
-            for prompt in range(len(self.prompts))
-            for entry in (entries if prompt % 2 else reversed(entries))
-        ]
+        runs = in_turns(
+            [None, *configs],
+            self._remembered,
+            rounds=len(self.prompts),
+            warm_up=self._warm_up,
+            progress=self.progress,
+            title="Timing drafts",
+        )
+        return [_record(config, runs[None], runs[config]) for config in configs]
+
+    def _warm_up(self, entry: DraftConfig | None) -> None:
         known = self.journal.of_kind(self.name)
-        with self.progress("Timing drafts", len(entries) + len(jobs)) as advance:
-            for entry in entries:
-                if any(_key_of_run(*job) not in known for job in jobs if job[1] == entry):
-                    self._run(0, entry)
-                advance()
-            for prompt, entry in jobs:
-                runs[_key(entry)].append(self._remembered(prompt, entry))
-                advance()
-        plain = runs[_key(None)]
-        return [_record(config, plain, runs[_key(config)]) for config in configs]
+        if any(_key_of_run(prompt, entry) not in known for prompt in range(len(self.prompts))):
+            self._continue(entry, 0)
 
-    def _remembered(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
+    def _remembered(self, entry: DraftConfig | None, prompt: int) -> DraftRun:
         key = _key_of_run(prompt, entry)
-        return DraftRun(**self.journal.remember(self.name, key, lambda: asdict(self._run(prompt, entry))))
+        return DraftRun(**self.journal.remember(self.name, key, lambda: asdict(self._continue(entry, prompt))))
 
-    def _run(self, prompt: int, entry: DraftConfig | None) -> DraftRun:
+    def _continue(self, entry: DraftConfig | None, prompt: int) -> DraftRun:
         request = Request(self.prompts[prompt], max_new_tokens=self.new_tokens)
         if entry is None:
             return self.timer.run(self.engine, request, None, None)
         size = entry.candidate.vocabulary
         draft = self.engine.draft(entry.candidate.plan, vocabulary=None if size is None else self.vocabularies[size])
-        return self.timer.run(self.engine, request, draft, entry.length)
-
-
-def _key(entry: DraftConfig | None) -> str:
-    return "plain" if entry is None else entry.key
+        return self.timer.run(self.engine, request, draft, entry.num_speculative_tokens)
 
 
 def _key_of_run(prompt: int, entry: DraftConfig | None) -> str:
-    return f"prompt {prompt}: {_key(entry)}"
+    return f"prompt {prompt}: {'plain' if entry is None else entry.key}"
 
 
 def draft_record(candidate: Candidate) -> DraftRecord:
@@ -179,7 +175,7 @@ def draft_record(candidate: Candidate) -> DraftRecord:
 
 
 def _record(config: DraftConfig, plain: Sequence[DraftRun], own: Sequence[DraftRun]) -> TimedRecord:
-    """The figures of a contestant from its runs and the plain ones on the same prompts, in the same order."""
+    """The figures of a draft from its runs and the plain ones on the same prompts, in the same order."""
     pairs = [
         (before, after)
         for before, after in zip(plain, own, strict=True)
@@ -194,7 +190,7 @@ def _record(config: DraftConfig, plain: Sequence[DraftRun], own: Sequence[DraftR
     rounds = [pair for _, after in pairs for pair in zip(after.drafted, after.accepted, strict=True)]
     return TimedRecord(
         draft=draft_record(config.candidate),
-        length=config.length,
+        num_speculative_tokens=config.num_speculative_tokens,
         speedup=median(speedups),
         low=min(speedups),
         lower_quartile=quantiles(speedups, n=4, method="inclusive")[0] if speedups[1:] else speedups[0],
@@ -204,14 +200,7 @@ def _record(config: DraftConfig, plain: Sequence[DraftRun], own: Sequence[DraftR
         rounds=len(rounds),
         drafted=sum(drafted for drafted, _ in rounds),
         accepted=sum(accepted for _, accepted in rounds),
-        accepted_by_position=_by_position(rounds),
+        acceptance_by_position=list(shares_by_position(rounds)),
         runs=len(pairs),
         same_texts=sum(list(before.tokens) == list(after.tokens) for before, after in pairs),
     )
-
-
-def _by_position(rounds: Sequence[tuple[int, int]]) -> list[float]:
-    """Share of rounds that accepted their first drafted token, their second, ..., of those that drafted one."""
-    columns: Any = zip_longest(*([position < accepted for position in range(drafted)] for drafted, accepted in rounds))
-    taken = [[value for value in column if value is not None] for column in columns]
-    return [sum(column) / len(column) for column in taken]

@@ -5,7 +5,7 @@ its own. What a draft brings is therefore
 
     expected tokens a second = E[1 + accepted] / seconds of a round that drafts d tokens
 
-and the search rates every candidate at every length by it. No text is written for that: where a draft agrees is
+and the search rates every candidate by it, at every d. No text is written for that: where a draft agrees is
 looked up in texts that the target has written (see `truedepth.evaluation.drafting`).
 """
 
@@ -24,15 +24,16 @@ from truedepth.methods import build_method
 from truedepth.methods.base import Evidence, EvidenceMethod, LayerMethod
 from truedepth.methods.selection import without
 from truedepth.plan import FORMS, DepthPlan, Form
+from truedepth.search.lossless_results import SpeculationRecord
 
-LENGTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+NUM_SPECULATIVE_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """How many tokens a draft may propose in a round."""
 
 _SHARES = (7 / 8, 3 / 4, 1 / 2)
 """Parts of the depth at which methods that make one plan a depth are tried."""
 
 _LOOKED = 8
-"""Layers that the walk of greedy removal looks at in a step."""
+"""Layers that greedy removal looks at in a step."""
 
 _BISECTIONS = 40
 
@@ -52,7 +53,7 @@ class Candidate:
 
     @property
     def key(self) -> str:
-        """What tells candidates apart."""
+        """No two candidates have the same."""
         return f"{key_of(self.plan)}, vocabulary {self.vocabulary or 'whole'}"
 
     @property
@@ -63,43 +64,28 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
-    """What a draft brings at one length.
-
-    Attributes:
-        length: tokens drafted in a round.
-        accepted: tokens taken in a round, on average.
-        tokens_per_second: expected.
-    """
-
-    length: int
-    accepted: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True, slots=True)
 class Rating:
     """A candidate with its figures.
 
     Attributes:
         agreement: see `Agreement.share`.
-        break_even: the agreement from which the candidate is faster than plain decoding, at the length that is best
-            then; None if it would not be even if all tokens were accepted.
-        paces: by length.
+        break_even: the agreement from which the candidate is faster than plain decoding, with as many tokens a round as
+            are best then; None if it would not be even if all tokens were accepted.
+        speculation: by the number of drafted tokens.
     """
 
     candidate: Candidate
     agreement: float
     break_even: float | None
-    paces: tuple[Pace, ...]
+    speculation: tuple[SpeculationRecord, ...]
 
     @property
-    def best(self) -> Pace:
-        return max(self.paces, key=lambda pace: pace.tokens_per_second)
+    def best(self) -> SpeculationRecord:
+        return max(self.speculation, key=lambda record: record.tokens_per_second)
 
 
 class DraftEvidence(Evidence, Protocol):
-    """What the search learns about drafts. `losses` are those of predicting the target's tokens.
+    """What the search asks about drafts. `losses` are those of predicting the target's tokens.
 
     `truedepth.evaluation.drafting.TargetTexts` is the implementation for a real model.
     """
@@ -109,21 +95,21 @@ class DraftEvidence(Evidence, Protocol):
         ...
 
 
-def expected_tokens(acceptance: float, length: int) -> float:
+def expected_tokens(acceptance: float, num_speculative_tokens: int) -> float:
     """Tokens that a round yields if each drafted token is accepted with this probability once those before it are.
 
     1 + a + a^2 + ... + a^d = (1 - a^(d+1)) / (1 - a), arXiv 2211.17192, eq. 1.
     """
-    return sum(acceptance**position for position in range(length + 1))
+    return sum(acceptance**position for position in range(num_speculative_tokens + 1))
 
 
 def break_even(costs: StepCosts, plan: DepthPlan, vocabulary: int | None) -> float | None:
     """The acceptance of a token from which a draft is as fast as plain decoding; None if 1 is not enough."""
-    seconds = {length: costs.round_seconds(plan, vocabulary, length) for length in LENGTHS}
+    seconds = {count: costs.round_seconds(plan, vocabulary, count) for count in NUM_SPECULATIVE_TOKENS}
     needed = 1 / costs.plain_seconds()
 
     def pays(acceptance: float) -> bool:
-        return any(expected_tokens(acceptance, length) / seconds[length] >= needed for length in LENGTHS)
+        return any(expected_tokens(acceptance, count) / own >= needed for count, own in seconds.items())
 
     low, high = 0.0, 1.0
     if pays(low):
@@ -137,15 +123,17 @@ def break_even(costs: StepCosts, plan: DepthPlan, vocabulary: int | None) -> flo
 
 
 def rate(candidate: Candidate, agreement: Agreement, costs: StepCosts) -> Rating:
-    """What a candidate brings at each length that the texts are long enough for."""
-    paces = []
-    for length in LENGTHS:
-        if rounds := agreement.rounds(length):
+    """What a candidate brings at each number of drafted tokens that the texts are long enough for."""
+    records = []
+    for count in NUM_SPECULATIVE_TOKENS:
+        if rounds := agreement.rounds(count):
             accepted = fmean(rounds)
-            seconds = costs.round_seconds(candidate.plan, candidate.vocabulary, length)
-            paces.append(Pace(length, accepted, (1 + accepted) / seconds))
+            throughput = (1 + accepted) / costs.round_seconds(candidate.plan, candidate.vocabulary, count)
+            records.append(
+                SpeculationRecord(num_speculative_tokens=count, accepted=accepted, tokens_per_second=throughput)
+            )
     limit = break_even(costs, candidate.plan, candidate.vocabulary)
-    return Rating(candidate, agreement.share, limit, tuple(paces))
+    return Rating(candidate, agreement.share, limit, tuple(records))
 
 
 @dataclass(frozen=True)
@@ -154,13 +142,13 @@ class DraftSearch:
 
     Attributes:
         evidence: judges drafts.
-        walked: cheaper evidence, by which the walk of greedy removal chooses layers.
+        removal_evidence: cheaper, by which greedy removal chooses layers.
         costs: of the parts of a step.
         vocabularies: sizes of the draft vocabularies that each plan is tried with, besides the whole one.
     """
 
     evidence: DraftEvidence
-    walked: Evidence
+    removal_evidence: Evidence
     costs: StepCosts
     vocabularies: Sequence[int] = ()
 
@@ -168,7 +156,7 @@ class DraftSearch:
         """All candidates, the one with the most expected tokens a second first."""
         found: dict[str, list[Rating]] = {}
         self._rate(self._proposals(), found)
-        for plan in self._walk():
+        for plan in self._greedy_removal():
             self._rate([("greedy-removal", plan)], found)
             if found[key_of(plan)][0].agreement < self._hopeless():
                 break
@@ -208,7 +196,7 @@ class DraftSearch:
         assert isinstance(method, EvidenceMethod)
         return method.plan(self.evidence)
 
-    def _walk(self) -> Iterator[DepthPlan]:
+    def _greedy_removal(self) -> Iterator[DepthPlan]:
         """Greedy removal, one layer after the other, down to half the depth.
 
         After the first, only those layers are looked at that were missed least when they were last looked at.
@@ -216,10 +204,10 @@ class DraftSearch:
         num_layers = self.evidence.num_layers
         missed = dict.fromkeys(range(num_layers), -math.inf)  # by layer, the loss that its removal added
         removed: set[int] = set()
-        (loss,) = self.walked.losses([DepthPlan.full(num_layers)])
+        (loss,) = self.removal_evidence.losses([DepthPlan.full(num_layers)])
         while 2 * (len(missed) - 1) >= num_layers:
             looked = sorted(missed, key=lambda layer: (missed[layer], -layer))[: _LOOKED if removed else None]
-            losses = self.walked.losses([without(removed | {layer}, num_layers) for layer in looked])
+            losses = self.removal_evidence.losses([without(removed | {layer}, num_layers) for layer in looked])
             missed |= {layer: without_it - loss for layer, without_it in zip(looked, losses, strict=True)}
             best = min(looked, key=lambda layer: (missed[layer], -layer))
             if not math.isfinite(missed[best]):

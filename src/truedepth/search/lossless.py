@@ -2,7 +2,7 @@
 
 The model writes texts after calibration prompts; where drafts agree with them, and what the parts of a step cost on
 this machine, gives every draft its expected tokens a second. The best of them are timed on validation prompts, and
-the winner is timed once more on report prompts, which nothing was chosen by. Only what that confirms is recommended.
+the winner is timed once more on test prompts, which nothing was chosen by. Only what that confirms is recommended.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from truedepth.search.lossless_results import (
     AimRecord,
     CandidateRecord,
     LosslessResults,
-    PaceRecord,
     TimedRecord,
 )
 from truedepth.search.recipe import LosslessRecipe
@@ -37,8 +36,8 @@ from truedepth.search.recipe import LosslessRecipe
 NEW_TOKENS = 64
 """Tokens that are written after each prompt."""
 
-_WALKED, _EVERY = 3, 2
-"""Texts by which greedy removal chooses layers, and which of their places."""
+_REMOVAL_TEXTS, _EVERY = 3, 2
+"""Texts by which greedy removal chooses layers, and which of their tokens: every second one."""
 
 _FINALISTS = 3
 """Drafts that are timed on validation prompts."""
@@ -98,19 +97,19 @@ class DraftJob:
     timer: Timer
 
     def run(self) -> LosslessResults:
-        """Rate all drafts, time the best on validation prompts, and the winner on report prompts.
+        """Rate all drafts, time the best on validation prompts, and the winner on test prompts.
 
         Raises:
             SearchError: the model has a single layer, or ends its texts too soon.
         """
         if self.engine.target.num_layers < 2:
             raise SearchError("the model has a single layer, so nothing shallower can draft for it; use another model")
-        ratings = DraftSearch(self._evidence, self._walked, self.costs, list(self.vocabularies)).run()
+        ratings = DraftSearch(self._evidence, self._removal_evidence, self.costs, list(self.vocabularies)).run()
         finalists = self._finalists(ratings)
-        timed = self._contest("validation").hold(finalists) if finalists[1:] else []
+        timed = self._benchmark("validation").run(finalists) if finalists[1:] else []
         winner = finalists[max(range(len(timed)), key=lambda index: timed[index].speedup, default=0)]
         adaptive = DraftConfig(winner.candidate, None)
-        final = self._contest("report").hold([winner, adaptive])
+        final = self._benchmark("test").run([winner, adaptive])
         return self._results(ratings, timed, final)
 
     @cached_property
@@ -169,8 +168,10 @@ class DraftJob:
         return evidence
 
     @cached_property
-    def _walked(self) -> TargetTexts:
-        evidence = read_target_texts(self.engine, self._written[:_WALKED], progress=self.job.progress, every=_EVERY)
+    def _removal_evidence(self) -> TargetTexts:
+        evidence = read_target_texts(
+            self.engine, self._written[:_REMOVAL_TEXTS], progress=self.job.progress, every=_EVERY
+        )
         evidence.known_losses = self.job.journal.of_kind("loss")
         return evidence
 
@@ -186,29 +187,29 @@ class DraftJob:
         return StepCosts.model_validate(measured)
 
     def _finalists(self, ratings: list[Rating]) -> list[DraftConfig]:
-        """The best of the best plans, each at its best length: at least one."""
+        """The best of the best plans, each at its best number of tokens: at least one."""
         by_plan: dict[str, Rating] = {}
         for rating in ratings:
             by_plan.setdefault(key_of(rating.candidate.plan), rating)
         least = _HOPE / self.costs.plain_seconds()
         first, *others = list(by_plan.values())[:_FINALISTS]
         taken = [first, *(rating for rating in others if rating.best.tokens_per_second >= least)]
-        return [DraftConfig(rating.candidate, rating.best.length) for rating in taken]
+        return [DraftConfig(rating.candidate, rating.best.num_speculative_tokens) for rating in taken]
 
-    def _contest(self, part: str) -> DraftBenchmark:
+    def _benchmark(self, split: str) -> DraftBenchmark:
         return DraftBenchmark(
-            name=part,
+            name=split,
             engine=self.engine,
             timer=self.timer,
             journal=self.job.journal,
-            prompts=getattr(self.job.texts, part).tolist(),
+            prompts=getattr(self.job.texts, split).tolist(),
             new_tokens=NEW_TOKENS,
             vocabularies=self.vocabularies,
             progress=self.job.progress,
         )
 
     def _results(self, ratings: list[Rating], timed: list[TimedRecord], final: list[TimedRecord]) -> LosslessResults:
-        # Where nothing pays, adaptive pacing hardly drafts: the fixed length says more about the draft.
+        # Where nothing pays, the adaptive policy hardly drafts: a fixed number says more about the draft.
         best = max([record for record in final if record.pays] or final[:1], key=lambda record: record.speedup)
         return LosslessResults(
             **self.job.facts(),
@@ -228,10 +229,7 @@ def _candidate_record(rating: Rating) -> CandidateRecord:
         draft=draft_record(rating.candidate),
         agreement=rating.agreement,
         break_even=rating.break_even,
-        paces=[
-            PaceRecord(length=pace.length, accepted=pace.accepted, tokens_per_second=pace.tokens_per_second)
-            for pace in rating.paces
-        ],
+        speculation=list(rating.speculation),
     )
 
 

@@ -11,7 +11,7 @@ from truedepth.plan import DepthPlan, Form
 from truedepth.records.schema import Record
 from truedepth.search.results import JobResults
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOSSLESS_FILE = "lossless.json"
 
 LEAST_RUNS = 3
@@ -32,25 +32,25 @@ class DraftRecord(Record):
         return DepthPlan.parse(self.notation, self.num_layers, self.form)
 
 
-class PaceRecord(Record):
-    """What a draft brings at one length, expected from agreement and costs."""
+class SpeculationRecord(Record):
+    """What a draft brings at one number of drafted tokens, expected from agreement and costs."""
 
-    length: int = Field(description="tokens drafted in a round")
+    num_speculative_tokens: int = Field(description="tokens drafted in a round")
     accepted: float = Field(description="tokens accepted in a round, on average")
     tokens_per_second: float
 
 
 class CandidateRecord(Record):
     draft: DraftRecord
-    agreement: float = Field(description="share of places where the draft's most likely token is the model's")
+    agreement: float = Field(description="share of tokens for which the draft's most likely token is the model's")
     break_even: float | None = Field(
         description="agreement from which the draft pays; null if it would not even if all tokens were accepted"
     )
-    paces: list[PaceRecord] = Field(description="by length, ascending")
+    speculation: list[SpeculationRecord] = Field(description="by the number of drafted tokens, ascending")
 
     @property
-    def best(self) -> PaceRecord:
-        return max(self.paces, key=lambda pace: pace.tokens_per_second)
+    def best(self) -> SpeculationRecord:
+        return max(self.speculation, key=lambda record: record.tokens_per_second)
 
 
 class TimedRecord(Record):
@@ -60,7 +60,7 @@ class TimedRecord(Record):
     """
 
     draft: DraftRecord
-    length: int | None = Field(description="tokens drafted in a round; null: adaptive")
+    num_speculative_tokens: int | None = Field(description="tokens drafted in a round; null: adaptive")
     speedup: float = Field(description="the median over runs")
     low: float
     lower_quartile: float
@@ -70,7 +70,7 @@ class TimedRecord(Record):
     rounds: int = Field(description="rounds of drafting in all runs")
     drafted: int = Field(description="tokens drafted in them")
     accepted: int = Field(description="tokens of them that were accepted")
-    accepted_by_position: list[float] = Field(
+    acceptance_by_position: list[float] = Field(
         description="share of the rounds that accepted their first drafted token, their second, ..., "
         "of those that drafted one"
     )
@@ -97,9 +97,11 @@ class LosslessResults(JobResults):
 
     schema_version: int = SCHEMA_VERSION
     pays: bool = Field(description="whether timing confirms that the best draft makes decoding faster")
-    best: TimedRecord = Field(description="the best draft, timed on report text, which nothing was chosen by")
-    finalists: list[TimedRecord] = Field(description="drafts that were timed on validation text to choose the best")
-    final: list[TimedRecord] = Field(description="all of report text: the best draft with a fixed length, and adaptive")
+    best: TimedRecord = Field(description="the best draft, timed on test prompts, which nothing was chosen by")
+    finalists: list[TimedRecord] = Field(description="drafts that were timed on validation prompts to choose the best")
+    final: list[TimedRecord] = Field(
+        description="all of test prompts: the best draft with a fixed number of tokens, and adaptive"
+    )
     candidates: list[CandidateRecord] = Field(
         description="all drafts considered, that with the most expected tokens a second first"
     )

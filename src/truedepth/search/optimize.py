@@ -1,4 +1,4 @@
-"""The main job: find a plan, check it, compare it with the published methods, and keep everything that was learnt."""
+"""The main job: find a plan, check it, compare it with the published methods, and keep all that was found."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ class PlanJob:
         """What the walk and the methods look at: hundreds of plans, so every second token."""
         return self._calibrate("calibration", every=2)
 
-    def _calibrate(self, part: str, every: int) -> Calibration:
-        evidence = calibrate(self.job.loaded.model, getattr(self.job.texts, part), self.job.progress, every=every)
-        evidence.known = self.job.journal.of_kind(part)
+    def _calibrate(self, split: str, every: int) -> Calibration:
+        evidence = calibrate(self.job.loaded.model, getattr(self.job.texts, split), self.job.progress, every=every)
+        evidence.known = self.job.journal.of_kind(split)
         return evidence
 
     @cached_property
@@ -209,12 +209,12 @@ class PlanJob:
         return {"ratio": [ratio.median, ratio.low, ratio.high], **speeds}
 
     def _quality(self, plans: dict[str, DepthPlan]) -> dict[str, Quality]:
-        """Figures on report text, which nothing has looked at before."""
-        known = self.job.journal.of_kind("report")
+        """Figures on test text, which nothing has looked at before."""
+        known = self.job.journal.of_kind("test")
         keys = {name: f"{key_of(plan)}, prefill {plan.prefill}" for name, plan in plans.items()}
         missing = {keys[name]: plan for name, plan in plans.items() if keys[name] not in known}
         if missing:
-            found = compare_quality(self.job.loaded.model, missing, self.job.texts.report, self.job.progress)
+            found = compare_quality(self.job.loaded.model, missing, self.job.texts.test, self.job.progress)
             for key, quality in found.items():
                 known[key] = asdict(quality)
         return {name: Quality(**known[key]) for name, key in keys.items()}

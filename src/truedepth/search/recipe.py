@@ -18,11 +18,11 @@ LOSSLESS = "lossless"
 
 
 class Windows(Settings):
-    """How much text each part of a job reads, in windows of `truedepth.evaluation.texts.WINDOW` tokens."""
+    """How much text each split has, in windows of `truedepth.evaluation.texts.WINDOW` tokens."""
 
     calibration: int = Field(default=3, ge=1, description="what methods and search look at")
     validation: int = Field(default=12, ge=1, description="what the winner is picked and improved on")
-    report: int = Field(default=12, ge=1, description="what the published figures come from")
+    test: int = Field(default=12, ge=1, description="what the published figures come from")
 
 
 class _Common(BaseRecipe):
@@ -61,7 +61,7 @@ class LosslessRecipe(_Common):
     """The settings of `truedepth optimize --lossless`. Each window of text is a prompt."""
 
     target: Literal["lossless"] = "lossless"
-    windows: Windows = Windows(calibration=8, validation=4, report=8)
+    windows: Windows = Windows(calibration=8, validation=4, test=8)
 
 
 class _Kind(BaseModel):

@@ -15,7 +15,7 @@ from truedepth.plan import Form, Prefill
 from truedepth.plan.record import PlanRecord
 from truedepth.records.schema import Record, ResultsFile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 RESULTS_FILE = "results.json"
 
 
@@ -49,7 +49,7 @@ class SpeedupRecord(Record):
 
 
 class PerplexityRecord(Record):
-    """On report text, which neither the search nor any method has seen."""
+    """On test text, which neither the search nor any method has seen."""
 
     base: float
     plan: float
@@ -87,8 +87,8 @@ class Results(JobResults):
     plan: PlanRecord
     speedup: SpeedupRecord
     perplexity: PerplexityRecord
-    kl: float = Field(description="mean KL(base || plan) in nats a token, on report text")
-    agreement: float = Field(description="share of report tokens whose most likely next token is unchanged")
+    kl: float = Field(description="mean KL(base || plan) in nats a token, on test text")
+    agreement: float = Field(description="share of test tokens whose most likely next token is unchanged")
     base_speed: SpeedRecord | None
     plan_speed: SpeedRecord | None
     cost: CostRecord

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from statistics import fmean
 from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -89,9 +90,7 @@ class GenerationResult:
     @property
     def acceptance_by_position(self) -> tuple[float, ...]:
         """Share of the rounds that took their first drafted token, their second, ..., of those that had one."""
-        rounds = [step for step in self.steps if step.drafted]
-        columns = zip_longest(*([at < step.accepted for at in range(step.drafted)] for step in rounds))
-        return tuple(_share([taken for taken in column if taken is not None]) for column in columns)
+        return shares_by_position([(step.drafted, step.accepted) for step in self.steps if step.drafted])
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -117,5 +116,11 @@ class GenerationResult:
         }
 
 
-def _share(taken: Sequence[bool]) -> float:
-    return sum(taken) / len(taken)
+def shares_by_position(rounds: Iterable[tuple[int, int]]) -> tuple[float, ...]:
+    """Share of rounds that took their first drafted token, their second, ..., of those that had one.
+
+    Args:
+        rounds: drafted and accepted tokens of each.
+    """
+    columns: Any = zip_longest(*([at < accepted for at in range(drafted)] for drafted, accepted in rounds))
+    return tuple(fmean(taken for taken in column if taken is not None) for column in columns)

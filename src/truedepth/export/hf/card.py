@@ -103,7 +103,7 @@ def _measured_section(results: Results) -> str:
     return f"""## Measured
 
 By `truedepth optimize`, of the plan on the source, before it became this checkpoint; on {machine.device}
-({machine.processor}), {results.model.dtype}, batch 1; quality on {results.text.report_tokens} tokens of
+({machine.processor}), {results.model.dtype}, batch 1; quality on {results.text.test_tokens} tokens of
 {results.text.source}.
 
 | what | value |

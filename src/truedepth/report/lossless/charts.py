@@ -12,7 +12,7 @@ from truedepth.report.format import number, per_second, percent, times
 from truedepth.report.lossless import labels
 
 if TYPE_CHECKING:
-    from truedepth.search.lossless_results import CandidateRecord, LosslessResults, PaceRecord, TimedRecord
+    from truedepth.search.lossless_results import CandidateRecord, LosslessResults, SpeculationRecord, TimedRecord
 
 _LENGTHS = {1: "dot", 4: "dash", 8: "longdash"}
 """Lengths that have a line, and how it is drawn."""
@@ -84,23 +84,23 @@ def _needed_line(needed: Sequence[tuple[int, float]]) -> go.Scatter:
 
 def _add_exits(figure: go.Figure, results: LosslessResults, title: str, dash: str, length: int | None) -> None:
     """The line of expected speeds of exits at one length, or each at its best: with the vocabulary that is best."""
-    points: dict[int, tuple[CandidateRecord, PaceRecord]] = {}
+    points: dict[int, tuple[CandidateRecord, SpeculationRecord]] = {}
     for candidate in results.candidates:
         exit_ = candidate.draft.exit
-        for pace in candidate.paces:
-            if exit_ is None or length not in (None, pace.length):
+        for expected in candidate.speculation:
+            if exit_ is None or length not in (None, expected.num_speculative_tokens):
                 continue
-            if exit_ not in points or pace.tokens_per_second > points[exit_][1].tokens_per_second:
-                points[exit_] = (candidate, pace)
+            if exit_ not in points or expected.tokens_per_second > points[exit_][1].tokens_per_second:
+                points[exit_] = (candidate, expected)
     found = [points[exit_] for exit_ in sorted(points)]
     figure.add_trace(
         go.Scatter(
             x=[candidate.draft.exit for candidate, _ in found],
-            y=[pace.tokens_per_second for _, pace in found],
+            y=[expected.tokens_per_second for _, expected in found],
             mode="lines",
             name=title,
             line={"color": FOUND if length is None else _DRAFTED, "width": 3 if length is None else 1.5, "dash": dash},
-            hovertemplate=[_hover(candidate, pace) for candidate, pace in found],
+            hovertemplate=[_hover(candidate, expected) for candidate, expected in found],
         )
     )
 
@@ -145,10 +145,10 @@ def _plain_point(results: LosslessResults) -> go.Scatter:
     )
 
 
-def _hover(candidate: CandidateRecord, pace: PaceRecord) -> str:
+def _hover(candidate: CandidateRecord, expected: SpeculationRecord) -> str:
     figures = [
-        f"{per_second(pace.tokens_per_second)} expected",
-        f"{pace.length} drafted, {number(pace.accepted)} accepted in a round",
+        f"{per_second(expected.tokens_per_second)} expected",
+        f"{expected.num_speculative_tokens} drafted, {number(expected.accepted)} accepted in a round",
         f"agrees at {percent(candidate.agreement)}, pays from {labels.share(candidate.break_even)}",
     ]
     return hover_text(labels.name(candidate.draft), candidate.draft.notation, figures)

@@ -68,9 +68,9 @@ def description(draft: DraftRecord) -> str:
 
 def length(record: TimedRecord) -> str:
     """How much is drafted."""
-    if record.length is None:
+    if record.num_speculative_tokens is None:
         return "as many tokens as pay"
-    return "one token" if record.length == 1 else f"{record.length} tokens"
+    return "one token" if record.num_speculative_tokens == 1 else f"{record.num_speculative_tokens} tokens"
 
 
 def headline(results: LosslessResults) -> str:

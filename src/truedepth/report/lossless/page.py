@@ -58,8 +58,8 @@ def _costs(costs: StepCosts) -> tuple[CostPart, ...]:
 def _commands(results: LosslessResults, folder: Path) -> tuple[tuple[str, str], ...]:
     model, run = shlex.quote(results.model.name), shlex.quote(folder.as_posix())
     options = f"--draft {run}"
-    if results.best.length is not None:
-        options += f" --draft-length {results.best.length}"
+    if results.best.num_speculative_tokens is not None:
+        options += f" --draft-length {results.best.num_speculative_tokens}"
     return (
         ("Write with it", f"truedepth generate {model} {options} --prompt 'Why is the sky blue?' --stats"),
         ("See the result in a terminal", f"truedepth show {run}"),

@@ -47,14 +47,14 @@ def _cells(row: labels.DraftRow, plain: float) -> tuple[Text, ...]:
     ]
     if row.timed is None:
         figures += [
-            str(best.length),
+            str(best.num_speculative_tokens),
             f"~{number(best.tokens_per_second)}",
             f"~{times(best.tokens_per_second / plain)}",
         ]
     else:
         timed = row.timed
         figures += [
-            "adaptive" if timed.length is None else str(timed.length),
+            str(timed.num_speculative_tokens or "adaptive"),
             number(timed.tokens_per_second),
             times(timed.speedup),
         ]
