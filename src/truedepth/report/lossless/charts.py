@@ -33,8 +33,7 @@ def speed_chart(results: LosslessResults) -> go.Figure:
     _add_exits(figure, results, "best length", "solid", None)
     others = _others(results)
     if others:
-        speeds = [candidate.best.tokens_per_second for candidate in others]
-        figure.add_trace(_other_points(others, speeds, "other plans"))
+        figure.add_trace(_other_points(others, [candidate.best.tokens_per_second for candidate in others]))
     for record in [*results.finalists, results.best]:
         if record is results.best or record.draft != results.best.draft:
             figure.add_trace(_timed_point(record, record is results.best))
@@ -49,12 +48,12 @@ def agreement_chart(results: LosslessResults) -> go.Figure:
     for size, dash in zip([None, *sorted(results.costs.draft_head_seconds, reverse=True)], _DASHES, strict=False):
         title = "exits" if size is None else f"exits, {size:,} tokens"
         figure.add_trace(_agreement_line(_exits(results, size), title, dash))
-    needed = [(exit_, limit) for exit_, limit in _limits(results) if limit is not None]
+    needed = _limits(results)
     if needed:
         figure.add_trace(_needed_line(needed))
     others = _others(results)
     if others:
-        figure.add_trace(_other_points(others, [candidate.agreement for candidate in others], "other plans"))
+        figure.add_trace(_other_points(others, [candidate.agreement for candidate in others]))
     figure.update_yaxes(range=[0, 1.03], tickformat=".0%")
     return figure
 
@@ -105,12 +104,12 @@ def _add_exits(figure: go.Figure, results: LosslessResults, title: str, dash: st
     )
 
 
-def _other_points(others: Sequence[CandidateRecord], values: Sequence[float], title: str) -> go.Scatter:
+def _other_points(others: Sequence[CandidateRecord], values: Sequence[float]) -> go.Scatter:
     return go.Scatter(
         x=[candidate.draft.to_plan().effective_depth for candidate in others],
         y=values,
         mode="markers",
-        name=title,
+        name="other plans",
         marker={"color": PEER, "size": 8, "symbol": "diamond-open"},
         hovertemplate=[_hover(candidate, candidate.best) for candidate in others],
     )
@@ -134,10 +133,9 @@ def _timed_point(record: TimedRecord, is_best: bool) -> go.Scatter:
 
 
 def _plain_point(results: LosslessResults) -> go.Scatter:
-    speed = results.best.plain_tokens_per_second
     return go.Scatter(
         x=[results.model.num_layers],
-        y=[speed],
+        y=[results.best.plain_tokens_per_second],
         mode="markers",
         name="plain, timed",
         marker={"color": PEER, "size": 12, "symbol": "circle-open", "line": {"width": 2}},
@@ -169,11 +167,11 @@ def _exits(results: LosslessResults, vocabulary: int | None) -> list[CandidateRe
     return sorted(found, key=lambda candidate: candidate.draft.exit or 0)
 
 
-def _limits(results: LosslessResults) -> list[tuple[int, float | None]]:
-    """For each exit the least agreement from which it pays with one of the vocabularies."""
-    limits: dict[int, float | None] = {}
+def _limits(results: LosslessResults) -> list[tuple[int, float]]:
+    """For each exit that can pay, the least agreement from which it does with one of the vocabularies."""
+    limits: dict[int, float] = {}
     for candidate in results.candidates:
         exit_, limit = candidate.draft.exit, candidate.break_even
-        if exit_ is not None:
-            limits[exit_] = min((value for value in (limits.get(exit_), limit) if value is not None), default=None)
+        if exit_ is not None and limit is not None:
+            limits[exit_] = min(limit, limits.get(exit_, limit))
     return sorted(limits.items())
