@@ -152,5 +152,5 @@ class TestMethods:
             def plan(self, num_layers: int) -> DepthPlan:
                 return DepthPlan.of_layers(range(num_layers - self.count, num_layers), num_layers)
 
-        monkeypatch.setattr("truedepth.methods.get_method", lambda name: Last)
+        monkeypatch.setattr("truedepth.methods.registry.get_method", lambda name: Last)
         assert read_plan("last@2", 8).layers_used == (6, 7)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from truedepth.errors import MethodError
-from truedepth.methods import ENTRY_POINT_GROUP, all_methods, build_method, get_method
+from truedepth.methods.registry import ENTRY_POINT_GROUP, all_methods, build_method, get_method
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "truedepth-reverse-method"
 

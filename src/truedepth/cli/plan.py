@@ -12,8 +12,8 @@ import click
 from truedepth.cli.method_options import options_of, parameters_of
 from truedepth.cli.options import examples, json_option, load_model, loading_options, print_json
 from truedepth.errors import UsageError
-from truedepth.methods import all_methods, get_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
+from truedepth.methods.registry import all_methods, get_method
 from truedepth.plan import DepthPlan
 from truedepth.report import draw_plan
 

@@ -81,8 +81,8 @@ def _from_file(text: str, num_layers: int) -> DepthPlan:
 
 
 def _by_method(text: str, name: str, value: str, num_layers: int) -> DepthPlan:
-    from truedepth.methods import get_method
     from truedepth.methods.base import LayerMethod
+    from truedepth.methods.registry import get_method
 
     try:
         method = get_method(name)

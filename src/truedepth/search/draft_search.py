@@ -20,8 +20,8 @@ from typing import Protocol
 from truedepth.evaluation.agreement import Agreement
 from truedepth.evaluation.plan_tree import key_of
 from truedepth.measuring.step_costs import StepCosts
-from truedepth.methods import build_method
 from truedepth.methods.base import Evidence, EvidenceMethod, LayerMethod
+from truedepth.methods.registry import build_method
 from truedepth.methods.selection import without
 from truedepth.plan import FORMS, DepthPlan, Form
 from truedepth.search.lossless_results import SpeculationRecord

@@ -17,8 +17,8 @@ from truedepth.hardware.profile_costs import ProfileCosts
 from truedepth.measuring.costs import CostModel, MeasuredCosts
 from truedepth.measuring.speed import SpeedRecord, compare
 from truedepth.measuring.work import DecodeWork
-from truedepth.methods import build_method
 from truedepth.methods.base import EvidenceMethod, LayerMethod
+from truedepth.methods.registry import build_method
 from truedepth.plan import DepthPlan
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.plan.record import PlanRecord

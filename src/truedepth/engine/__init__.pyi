@@ -1,0 +1,11 @@
+from .custom_generate import speculate as speculate
+from .drafts.heads.draft_head import load_head as load_head
+from .drafts.heads.eagle_head import EagleHead as EagleHead
+from .drafts.heads.exit_head import ExitHead as ExitHead
+from .drafts.heads.vocabulary import DraftVocabulary as DraftVocabulary
+from .engine import Engine as Engine
+from .generation import generate as generate
+from .generation import stream as stream
+from .sampling.logits_sampler import SamplingParams as SamplingParams
+from .sampling.request import Request as Request
+from .sampling.result import GenerationResult as GenerationResult

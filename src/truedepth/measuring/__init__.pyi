@@ -1,0 +1,2 @@
+from .measurement import measure as measure
+from .speed import compare as compare

@@ -1,0 +1,14 @@
+from .hooks.layer_calls import wrap_layers as wrap_layers
+from .kinds import find_kind as find_kind
+from .layerskip.exit_loss import training_exits as training_exits
+from .layerskip.layer_dropout import LayerDropout as LayerDropout
+from .layerskip.trainer import LayerSkipSettings as LayerSkipSettings
+from .layerskip.trainer import LayerSkipTrainer as LayerSkipTrainer
+from .recovery.objective import Objective as Objective
+from .recovery.recipe import Recover as Recover
+from .recovery.recipe import prepare_recovery as prepare_recovery
+from .recovery.trainer import RecoveryTrainer as RecoveryTrainer
+from .run import Kind as Kind
+from .run import train as train
+from .trainer.depth_trainer import DepthTrainer as DepthTrainer
+from .trainer.figures import exit_name as exit_name
