@@ -35,8 +35,8 @@ def loss_when_applied(model: Any, plan: DepthPlan, windows: torch.Tensor, every:
         guesses = model(windows).logits.double().log_softmax(-1)
     restore(model)
     scored = range(CONTEXT, windows.shape[1] - 1, every)
-    told = [-guesses[row, at, windows[row, at + 1]] for row in range(len(windows)) for at in scored]
-    return torch.stack(told).mean().item()
+    losses = [-guesses[row, at, windows[row, at + 1]] for row in range(len(windows)) for at in scored]
+    return torch.stack(losses).mean().item()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "qwen3_moe"])

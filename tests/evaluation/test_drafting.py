@@ -1,4 +1,4 @@
-"""What is told from texts is held against real drafting."""
+"""What is looked up in texts is held against real drafting."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def accepted_by_drafting(
     return [step.accepted for step in result.steps if step.drafted == length]
 
 
-def told(engine: Engine, text: Any, plan: DepthPlan, length: int) -> list[int]:
+def looked_up(engine: Engine, text: Any, plan: DepthPlan, length: int) -> list[int]:
     (by_size,) = read_target_texts(engine, [text]).agreements([plan])
     return by_size[None].rounds(length)
 
 
 @pytest.mark.parametrize(("notation", "length"), [("0-2", 3), ("0 2 4 5", 1)])
-def test_drafting_accepts_what_is_told(
+def test_drafting_accepts_what_is_looked_up(
     notation: str, length: int, family_name: str, tiny_model: Callable[..., Any], token_ids: Callable[..., Any]
 ) -> None:
     """Of an exit all tokens, of another plan the first of each round."""
@@ -46,23 +46,27 @@ def test_drafting_accepts_what_is_told(
     with Engine(tiny_model(family_name, eos_token_id=None)) as engine:
         text = texts_of(engine, token_ids, 1)[0]
         real = accepted_by_drafting(engine, text[0], plan, length)
-        rounds = told(engine, text, plan, length)
+        rounds = looked_up(engine, text, plan, length)
     # One of the two may know a last round that the end of the text cuts short for the other.
     assert rounds[: len(real)] == real[: len(rounds)]
     assert len(rounds) >= 4
 
 
 @pytest.mark.parametrize("form", ["lp", "par"])
-def test_groups_accept_what_is_told(form: Any, tiny_model: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+def test_groups_accept_what_is_looked_up(
+    form: Any, tiny_model: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
     plan = DepthPlan.parse("0 (1|2) 3 (4|5)", LAYERS, form)
     with Engine(tiny_model("llama", eos_token_id=None)) as engine:
         for text in texts_of(engine, token_ids, 4):
             real = accepted_by_drafting(engine, text[0], plan, 1)
-            rounds = told(engine, text, plan, 1)
+            rounds = looked_up(engine, text, plan, 1)
             assert rounds[: len(real)] == real[: len(rounds)]
 
 
-def test_a_draft_vocabulary_accepts_what_is_told(tiny_model: Callable[..., Any], token_ids: Callable[..., Any]) -> None:
+def test_a_draft_vocabulary_accepts_what_is_looked_up(
+    tiny_model: Callable[..., Any], token_ids: Callable[..., Any]
+) -> None:
     plan = DepthPlan.of_layers(range(5), LAYERS)
     with Engine(tiny_model("llama")) as engine:
         text = texts_of(engine, token_ids, 1)[0]

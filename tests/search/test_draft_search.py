@@ -134,7 +134,7 @@ def test_the_best_draft_comes_first() -> None:
     """An exit that agrees everywhere is best at the greatest length; with a cheap head at the small vocabulary."""
     ratings = ratings_of(MadeUp({"0 1": 1.0, "0-3": 1.0}), costs_of())
     assert (ratings[0].candidate.exit, ratings[0].candidate.vocabulary) == (2, None)
-    assert ratings[0].best.length == NUM_SPECULATIVE_TOKENS[-1]
+    assert ratings[0].best.num_speculative_tokens == NUM_SPECULATIVE_TOKENS[-1]
     speeds = [rating.best.tokens_per_second for rating in ratings]
     assert speeds == sorted(speeds, reverse=True)
 

@@ -21,8 +21,8 @@ def measure_and_show(output: Path | None, dtype: str, device: str, as_json: bool
     from truedepth.records.progress import terminal
 
     ranks = join_ranks(device, {})
-    place = ranks.device if ranks else resolve_device(device)
-    profile = measure_profile(place, resolve_dtype(dtype, place), terminal)
+    resolved = ranks.device if ranks else resolve_device(device)
+    profile = measure_profile(resolved, resolve_dtype(dtype, resolved), terminal)
     if ranks and ranks.rank > 0:
         return
     if output is not None:

@@ -1,6 +1,6 @@
 """Where drafts would agree with the target: looked up in texts that the target has written, without drafting.
 
-At each place of such a text, a draft is given the target's own tokens. While it agrees, that is what it would see
+At each token of such a text, a draft is given the target's own tokens. While it agrees, that is what it would see
 when it really drafts, so runs of agreement are what the target would accept.
 
 The states are those of real drafting too: a draft reads the target's cache entries of the tokens before (see
@@ -48,7 +48,7 @@ def write_texts(engine: Engine, prompts: Sequence[Sequence[int]], new_tokens: in
 
 @dataclass
 class TargetTexts(LayerStatistics):
-    """The `DraftEvidence` of a real model. Made by `read_target_texts`.
+    """How drafts of a real model agree with it. Made by `read_target_texts`.
 
     Attributes:
         runner: the model.
@@ -85,7 +85,7 @@ class TargetTexts(LayerStatistics):
         return [self.known_losses[key_of(plan)] for plan in plans]
 
     def agreements(self, plans: Sequence[DepthPlan]) -> list[Mapping[int | None, Agreement]]:
-        """See `truedepth.search.draft_search.DraftEvidence`."""
+        """For each plan its agreement, by the size of the draft vocabulary; None is the whole vocabulary."""
         for key, hidden in self._last_states(plans, self.known_agreements):
             self.known_agreements[key] = self._rows(hidden)
         return [
@@ -95,12 +95,12 @@ class TargetTexts(LayerStatistics):
 
     def _rows(self, hidden: Tensor) -> dict[str, list[str]]:
         """Where the choices from the last hidden states, (N, T, D), are the target's, by size of the vocabulary."""
-        rows: dict[str, list[str]] = {WHOLE: [], **{str(len(part.ids)): [] for part in self.vocabularies}}
+        rows: dict[str, list[str]] = {WHOLE: [], **{str(len(own.ids)): [] for own in self.vocabularies}}
         for states, tokens, length in zip(hidden, self.tokens, self.lengths, strict=True):
             logits = self.runner.logits(states[None, :length])[0]  # (T, V), of one text: they are large
             rows[WHOLE].append(_as_row(logits.argmax(-1) == tokens[:length]))
-            for part in self.vocabularies:
-                ids = part.ids.to(logits.device)
+            for vocabulary in self.vocabularies:
+                ids = vocabulary.ids.to(logits.device)
                 chosen = ids[logits[:, ids].argmax(-1)]
                 rows[str(len(ids))].append(_as_row(chosen == tokens[:length]))
         return rows
@@ -115,7 +115,7 @@ class TargetTexts(LayerStatistics):
         yield from last_states(plans, known, self.hidden, run, self.progress, "Judging drafts")
 
     def _real(self) -> Tensor:
-        """Which places hold a token that the target wrote, (N, T)."""
+        """Which tokens are the target's, and not filled up, (N, T)."""
         lengths = torch.tensor(self.lengths, device=self.tokens.device)
         return torch.arange(self.tokens.shape[1], device=self.tokens.device) < lengths[:, None]
 
@@ -181,7 +181,7 @@ class _DraftCache(KVCache):
 
 
 def _beside(context: ForwardContext, dtype: torch.dtype) -> ForwardContext:
-    """A place whose masks show each token the target's entries of the tokens before it, and then its own alone."""
+    """A context whose masks show each token the target's entries of the tokens before it, and then its own alone."""
     positions = context.positions[0]  # (T,); the same for all sequences
     entries = torch.arange(context.span, device=positions.device)
     own = torch.eye(len(positions), dtype=torch.bool, device=positions.device)

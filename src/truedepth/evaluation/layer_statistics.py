@@ -1,4 +1,4 @@
-"""What hidden states tell of layers, for whatever text and places they were recorded at."""
+"""What hidden states tell of layers, for whatever text they were recorded on."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerStatistics(ABC):
 
     @abstractmethod
     def _counted(self, cosines: Tensor) -> Tensor:
-        """Those of the places that count: (N, T) to any shape."""
+        """Those of the tokens that count: (N, T) to any shape."""
 
     def block_influence(self) -> list[float]:
         """ShortGPT (arXiv 2403.03853), eq. 1: mean over tokens of 1 - cos(x_l, x_{l+1}), for each layer l."""
@@ -36,5 +36,5 @@ class LayerStatistics(ABC):
         return [(self._cosine(start, start + block).clamp(-1, 1).acos() / math.pi).mean().item() for start in starts]
 
     def _cosine(self, first: int, second: int) -> Tensor:
-        """cos(x_first, x_second) at the places that count."""
+        """cos(x_first, x_second) of the tokens that count."""
         return self._counted(cosine_similarity(self.hidden[first].float(), self.hidden[second].float(), dim=-1))

@@ -213,40 +213,40 @@ def load_hardware(text: str, devices: int | None = None) -> Hardware:
         UsageError: there is no such profile or stack (those that there are are listed), the file is malformed (the
             field is named), or the profile does not describe a link of so many devices.
     """
-    place, stack = (text, None) if Path(text).is_file() else _without_stack(text)
-    profile, counted = _find(place)
+    name, stack = (text, None) if Path(text).is_file() else _without_stack(text)
+    profile, counted = _find(name)
     if stack is None:
         stack = next(iter(profile.stacks))
     if stack not in profile.stacks:
-        raise UsageError(f"the profile '{place}' has no stack '{stack}'; it has: {', '.join(profile.stacks)}")
+        raise UsageError(f"the profile '{name}' has no stack '{stack}'; it has: {', '.join(profile.stacks)}")
     count = next(number for number in (devices, counted, profile.devices) if number is not None)
     if count < 1:
         raise UsageError(f"'{text}' asks for {count} devices; give at least 1")
     try:
         profile.require(count, stack)
     except ValueError as error:
-        raise UsageError(f"the profile '{place}' cannot say what {count} devices do: {error}") from None
+        raise UsageError(f"the profile '{name}' cannot say what {count} devices do: {error}") from None
     return Hardware(text, profile, count, stack)
 
 
 def _without_stack(text: str) -> tuple[str, str | None]:
-    place, colon, stack = text.rpartition(":")
-    return (place, stack) if colon else (text, None)
+    name, colon, stack = text.rpartition(":")
+    return (name, stack) if colon else (text, None)
 
 
-def _find(place: str) -> tuple[HardwareProfile, int | None]:
+def _find(text: str) -> tuple[HardwareProfile, int | None]:
     """The profile, and the number of devices that stands behind its name."""
-    path = Path(place)
+    path = Path(text)
     if path.is_file():
         return read_yaml(path, HardwareProfile, _WHAT, UsageError), None
-    counted = _COUNT.fullmatch(place)
-    for name, devices in ((place, None), (counted[1], int(counted[2])) if counted else (place, None)):
+    counted = _COUNT.fullmatch(text)
+    for base, devices in ((text, None), (counted[1], int(counted[2])) if counted else (text, None)):
         for entry in _shipped():
-            if entry.name == f"{name}.yaml":
-                text = entry.read_text("utf-8")
-                return parse_yaml(text, name, HardwareProfile, _WHAT, UsageError), devices
+            if entry.name == f"{base}.yaml":
+                content = entry.read_text("utf-8")
+                return parse_yaml(content, base, HardwareProfile, _WHAT, UsageError), devices
     raise UsageError(
-        f"there is no hardware profile '{place}'; give the path of a profile file, or one of the shipped "
+        f"there is no hardware profile '{text}'; give the path of a profile file, or one of the shipped "
         f"profiles: {', '.join(shipped_profiles())}"
     )
 

@@ -51,7 +51,7 @@ class CostModel(Protocol):
         ...
 
     def record(self) -> CostRecord:
-        """The costs as `results.json` keeps them."""
+        """The costs in plain numbers."""
         ...
 
 

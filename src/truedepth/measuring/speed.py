@@ -66,7 +66,7 @@ class Speed:
         return asdict(self)
 
     def to_record(self, bytes_per_token: int, bandwidth: float) -> SpeedRecord:
-        """The medians as `results.json` keeps them.
+        """The medians, and how much of the memory bandwidth they use.
 
         Args:
             bytes_per_token: see `work.DecodeWork.bytes_per_token`.

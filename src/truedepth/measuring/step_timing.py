@@ -73,7 +73,7 @@ def measure_step_costs(
         begin_seconds=found["begin", 1],
         layer_seconds=layer_seconds,
         head_seconds=_by_tokens("head", found),
-        draft_head_seconds={len(part.ids): found["draft head", len(part.ids)] for part in vocabularies},
+        draft_head_seconds={len(own.ids): found["draft head", len(own.ids)] for own in vocabularies},
         pair_seconds={
             form: PairSaving.of(savings(times["pairs", form])).pair_seconds(layer_seconds[1])
             for form in FORMS
@@ -86,27 +86,28 @@ def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> dict[_Pr
     runner, target = engine.runner, engine.target
     most = max(TOKENS)
     positions = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
-    length = max(1, min(_CONTEXT, positions - most)) if positions else _CONTEXT
-    ids = torch.arange(length + most, device=runner.device)[None] % runner.vocabulary_size  # (1, P + T)
-    cache = KVCache(1, length + most)
+    context_tokens = max(1, min(_CONTEXT, positions - most)) if positions else _CONTEXT
+    ids = torch.arange(context_tokens + most, device=runner.device)[None] % runner.vocabulary_size  # (1, P + T)
+    cache = KVCache(1, context_tokens + most)
 
     def run(stages: Sequence[Stage], form: Form, start: int, end: int) -> Callable[[], Tensor]:
         context = runner.context([start], end - start, cache.capacity)
         embedded = runner.embed(ids[:, start:end])
         return lambda: runner.run(stages, form, embedded, context, lambda _: cache)
 
-    last = run(target.stages, target.form, 0, length)()[:, -1:]  # (1, 1, D)
+    last = run(target.stages, target.form, 0, context_tokens)()[:, -1:]  # (1, 1, D)
     probes: dict[_Probe, Callable[[], object]] = {
-        ("begin", 1): lambda: (runner.context([length], 1, cache.capacity), runner.embed(ids[:, :1]))
+        ("begin", 1): lambda: (runner.context([context_tokens], 1, cache.capacity), runner.embed(ids[:, :1]))
     }
     for count in TOKENS:
-        probes["layers", count] = run(target.stages, target.form, length, length + count)
+        probes["layers", count] = run(target.stages, target.form, context_tokens, context_tokens + count)
         probes["head", count] = _head(runner, last.repeat(1, count, 1))
-    for part in vocabularies:
-        probes["draft head", len(part.ids)] = _draft_head(LMHead(runner, part), last)
+    for vocabulary in vocabularies:
+        probes["draft head", len(vocabulary.ids)] = _draft_head(LMHead(runner, vocabulary), last)
     for form in FORMS:
         if target.num_layers > 1:
-            probes["pairs", form] = run(paired(target.num_layers, form).stages, form, length, length + 1)
+            pairs = paired(target.num_layers, form).stages
+            probes["pairs", form] = run(pairs, form, context_tokens, context_tokens + 1)
     return probes
 
 

@@ -106,10 +106,6 @@ class PlanJob:
         return self._results(path, peers, timing)
 
     @cached_property
-    def _num_layers(self) -> int:
-        return len(self.evidence.inputs)
-
-    @cached_property
     def evidence(self) -> Calibration:
         """What the walk and the methods look at: hundreds of plans, so every second token."""
         return self._calibrate("calibration", every=2)
@@ -137,14 +133,14 @@ class PlanJob:
         """The plan of each published method at a depth, where it has one."""
         plans = {}
         for name in PEERS:
-            if name == "layer-parallel" and 2 * depth < self._num_layers:
+            if name == "layer-parallel" and 2 * depth < self.evidence.num_layers:
                 continue  # pairs cannot make the model this shallow
             setting = {"exit": depth} if name == "early-exit" else {"depth": depth}
             method = build_method(name, setting)
             if isinstance(method, EvidenceMethod):
                 plans[name] = method.plan(self.evidence)
             elif isinstance(method, LayerMethod):
-                plans[name] = method.plan(self._num_layers)
+                plans[name] = method.plan(self.evidence.num_layers)
         return plans
 
     def _best(self, path: list[SearchStep], peers: dict[str, DepthPlan]) -> DepthPlan:
@@ -190,7 +186,7 @@ class PlanJob:
 
     def _time(self, plan: DepthPlan) -> dict[str, Any]:
         model = self.job.loaded.model
-        plans = {"base": DepthPlan.full(self._num_layers), "plan": plan}
+        plans = {"base": DepthPlan.full(self.evidence.num_layers), "plan": plan}
         comparison = compare(
             model,
             plans,

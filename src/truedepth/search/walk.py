@@ -83,7 +83,7 @@ class Search:
         costs: what a decode step takes.
         target: where to stop.
         moves: the moves that are allowed.
-        on_step: told of each plan that is taken.
+        on_step: called with each plan that is taken.
         text: what the evidence's text is called.
     """
 
