@@ -1,6 +1,6 @@
-"""Run by test_tensor_parallel.py on two ranks: logits of a checkpoint by transformers' tensor parallelism.
+"""Run by test_tensor_parallel.py on two ranks: logits of checkpoints by transformers' tensor parallelism.
 
-Usage: torchrun --nproc-per-node 2 tensor_parallel.py FOLDER IDS, where IDS is JSON: a list of token ids.
+Usage: torchrun --nproc-per-node 2 tensor_parallel.py IDS FOLDER ..., where IDS is JSON: a list of token ids.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ if __name__ == "__main__":
     import truedepth.models.modeling_truedepth  # noqa: F401  (transformers knows the architecture then)
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[1], tp_plan="auto", dtype=torch.float32)
-    wide = model.model.layers[1].self_attn.q_proj.weight
-    local = wide.to_local() if hasattr(wide, "to_local") else wide
-    with torch.no_grad():
-        logits = model(torch.tensor([json.loads(sys.argv[2])])).logits[0, -1]
+    ids = torch.tensor([json.loads(sys.argv[1])])
+    found = []
+    for folder in sys.argv[2:]:
+        model = AutoModelForCausalLM.from_pretrained(folder, tp_plan="auto", dtype=torch.float32)
+        wide = model.model.layers[1].self_attn.q_proj.weight
+        local = wide.to_local() if hasattr(wide, "to_local") else wide
+        with torch.no_grad():
+            logits = model(ids).logits[0, -1]
+        found.append({"rows": local.shape[0], "logits": logits.tolist()})
     if dist.get_rank() == 0:
-        print("RESULT", json.dumps({"rows": local.shape[0], "logits": logits.tolist()}))
+        print("RESULT", json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()

@@ -21,15 +21,17 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("tensor_parallel.py")
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
-def test_two_ranks_compute_the_plan(name: str, tmp_path: Path, tiny_checkpoint: Any, token_ids: Any) -> None:
-    folder, model = tiny_checkpoint(name, vocab_size=260)
-    plan = DepthPlan.parse("0 (1|3) 4 5", 6)
-    export_hf(str(folder), plan, tmp_path / "wide")
-    ids = token_ids(1, 9)[0].tolist()
+def test_two_ranks_compute_the_plan(tmp_path: Path, tiny_checkpoint: Any, token_ids: Any) -> None:
+    plan, ids = DepthPlan.parse("0 (1|3) 4 5", 6), token_ids(1, 9)[0].tolist()
+    folders, models = [], []
+    for name in ("llama", "qwen3"):
+        source, model = tiny_checkpoint(name, vocab_size=260)
+        folders.append(tmp_path / f"wide-{name}")
+        models.append(model)
+        export_hf(str(source), plan, folders[-1])
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     done = subprocess.run(
-        [*command, str(tmp_path / "wide"), json.dumps(ids)],
+        [*command, json.dumps(ids), *map(str, folders)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -37,8 +39,8 @@ def test_two_ranks_compute_the_plan(name: str, tmp_path: Path, tiny_checkpoint: 
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert lines, done.stderr[-3000:]
-    result = json.loads(lines[0].removeprefix("RESULT "))
-    assert result["rows"] == 4 * 8  # of 8 heads of 8 numbers: one source layer's
-    with torch.no_grad():
-        asked = apply(model, plan)(torch.tensor([ids])).logits[0, -1]
-    torch.testing.assert_close(torch.tensor(result["logits"]), asked, atol=1e-4, rtol=1e-4)
+    for model, result in zip(models, json.loads(lines[0].removeprefix("RESULT ")), strict=True):
+        assert result["rows"] == 4 * 8  # of 8 heads of 8 numbers: one source layer's
+        with torch.no_grad():
+            asked = apply(model, plan)(torch.tensor([ids])).logits[0, -1]
+        torch.testing.assert_close(torch.tensor(result["logits"]), asked, atol=1e-4, rtol=1e-4)

@@ -8,9 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from truedepth.models.private_transformers import PRIVATE_USES, PrivateUse
+from truedepth.models.private_transformers import PRIVATE_USES
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,20 +27,22 @@ def _owner(name: str) -> Any:
     raise ImportError(name)
 
 
-@pytest.mark.parametrize("use", PRIVATE_USES, ids=lambda use: use.name)
-def test_it_is_there(use: PrivateUse) -> None:
-    owner, attribute = _owner(use.name), use.name.rpartition(".")[2]
+def _is_there(owner: Any, attribute: str) -> bool:
     # What is set on instances only stands in the source of the class, or of those above it.
     classes = inspect.getmro(owner)[:-1] if inspect.isclass(owner) else ()
-    assert hasattr(owner, attribute) or any(
-        re.search(rf"\b{attribute}\b", inspect.getsource(part)) for part in classes
-    ), f"{use.name} is gone; it was used because {use.why}"
+    found = (re.search(rf"\b{attribute}\b", inspect.getsource(part)) for part in classes)
+    return hasattr(owner, attribute) or any(found)
 
 
-@pytest.mark.parametrize("use", PRIVATE_USES, ids=lambda use: use.name)
-def test_the_test_that_holds_it_is_there(use: PrivateUse) -> None:
-    file, _, name = use.test.partition("::")
-    assert re.search(rf"def {name}\(", (ROOT / file).read_text("utf-8"))
+def test_all_of_it_is_there() -> None:
+    gone = [use for use in PRIVATE_USES if not _is_there(_owner(use.name), use.name.rpartition(".")[2])]
+    assert not gone
+
+
+def test_the_tests_that_hold_it_are_there() -> None:
+    for use in PRIVATE_USES:
+        file, _, name = use.test.partition("::")
+        assert re.search(rf"def {name}\(", (ROOT / file).read_text("utf-8")), use
 
 
 def test_nothing_else_is_used() -> None:

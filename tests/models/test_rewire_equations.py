@@ -215,23 +215,23 @@ def test_every_method_is_covered() -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
 @torch.inference_mode()
-def test_method_equals_its_equations(family_name: str, method: str, tiny_model: Any, token_ids: Any) -> None:
+def test_method_equals_its_equations(name: str, method: str, tiny_model: Any, token_ids: Any) -> None:
+    """Plans of the same shapes run on every family above."""
     plan = plan_of(method)
     assert not plan.is_full
-    model, ids = tiny_model(family_name), token_ids(2, 14, seed=1)
-    if is_refused(model, plan):
-        return
+    model, ids = tiny_model(name), token_ids(2, 14, seed=1)
     if plan.prefill == "full":
-        check_two_phases(model, family_name, plan, ids, prompt=9)
+        check_two_phases(model, name, plan, ids, prompt=9)
         return
-    expected = Reference(copy.deepcopy(model), family_name)(plan, ids)
+    expected = Reference(copy.deepcopy(model), name)(plan, ids)
     assert largest_error(apply(model, plan)(ids).logits, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
     ("notation", "form", "prompt"),
-    [("0 2 4", "lp", 15), ("2 (3|4)", "lp", 10), ("5 (1|2) 3", "par", 10), ("3", "lp", 1)],
+    [("2 (3|4)", "lp", 10), ("5 (1|2) 3", "par", 10), ("3", "lp", 1)],
 )
 @torch.inference_mode()
 def test_full_prefill_equals_its_equations(

@@ -172,7 +172,7 @@ def test_layer_classes_keep_their_names(tiny_model: Any) -> None:
 def test_compiled_equals_eager(tiny_model: Any, token_ids: Any) -> None:
     """One graph, without breaks; the same compiled model follows every change of the plan."""
     model, ids = tiny_model("llama", num_hidden_layers=3), token_ids(2, 10)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
     for notation in ("1 2", "0 (1|2)"):
         apply(compiled, plan_of(notation, num_layers=3))
         expected = model(ids, use_cache=False).logits
