@@ -37,7 +37,9 @@ def test_lazy_exports_resolve_to_the_library_functions() -> None:
     assert truedepth.restore is rewire.restore
 
 
-@pytest.mark.parametrize("name", ["truedepth", "truedepth.export", "truedepth.methods", "truedepth.models"])
+@pytest.mark.parametrize(
+    "name", ["truedepth", "truedepth.export", "truedepth.methods", "truedepth.models", "truedepth.training"]
+)
 def test_every_public_name_resolves(name: str) -> None:
     package = importlib.import_module(name)
     assert all(hasattr(package, public) for public in package.__all__)
@@ -49,7 +51,9 @@ def test_unknown_attribute() -> None:
         _ = truedepth.aply  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("page", ["export", "gguf", "loading", "methods", "ranks", "rewiring"])
+@pytest.mark.parametrize(
+    "page", ["export", "gguf", "layerskip", "loading", "methods", "ranks", "recovery", "rewiring", "training"]
+)
 def test_pages_import_from_the_package_or_one_level_below(page: str) -> None:
     text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text("utf-8")
     assert not re.findall(r"(?:from|import) truedepth\.\w+\.[\w.]+", text)

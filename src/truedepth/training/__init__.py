@@ -5,8 +5,9 @@ One folder for each kind of training; what all kinds share stands beside them.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from truedepth.records.lazy import lazy_names
 
 if TYPE_CHECKING:
     from truedepth.training.hooks.layer_calls import wrap_layers
@@ -38,26 +39,21 @@ __all__ = [
     "wrap_layers",
 ]
 
-# Resolved on first use: they import torch and transformers, which takes seconds.
 _LAZY = {
-    "DepthTrainer": "trainer.depth_trainer",
-    "Kind": "run",
-    "LayerDropout": "layerskip.layer_dropout",
-    "LayerSkipSettings": "layerskip.trainer",
-    "LayerSkipTrainer": "layerskip.trainer",
-    "Objective": "recovery.objective",
-    "Recover": "recovery.recipe",
-    "RecoveryTrainer": "recovery.trainer",
-    "exit_name": "trainer.figures",
-    "find_kind": "kinds",
-    "prepare_recovery": "recovery.recipe",
-    "train": "run",
-    "training_exits": "layerskip.exit_loss",
-    "wrap_layers": "hooks.layer_calls",
+    "DepthTrainer": "truedepth.training.trainer.depth_trainer",
+    "Kind": "truedepth.training.run",
+    "LayerDropout": "truedepth.training.layerskip.layer_dropout",
+    "LayerSkipSettings": "truedepth.training.layerskip.trainer",
+    "LayerSkipTrainer": "truedepth.training.layerskip.trainer",
+    "Objective": "truedepth.training.recovery.objective",
+    "Recover": "truedepth.training.recovery.recipe",
+    "RecoveryTrainer": "truedepth.training.recovery.trainer",
+    "exit_name": "truedepth.training.trainer.figures",
+    "find_kind": "truedepth.training.kinds",
+    "prepare_recovery": "truedepth.training.recovery.recipe",
+    "train": "truedepth.training.run",
+    "training_exits": "truedepth.training.layerskip.exit_loss",
+    "wrap_layers": "truedepth.training.hooks.layer_calls",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'truedepth.training' has no attribute '{name}'")
-    return getattr(import_module(f"truedepth.training.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _LAZY)
