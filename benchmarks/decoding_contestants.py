@@ -93,7 +93,7 @@ class Truedepth:
     largest_batch: int | None = None
 
     def __post_init__(self) -> None:
-        # One pacer for all prompts, as in a program that answers one after the other.
+        # One policy for all prompts, as in a program that answers one after the other.
         self._policy = self.policy() if self.policy else None
 
     @property

@@ -112,7 +112,7 @@ def subject(name: str, cache: Path, prompts_file: Path | None, count: int) -> It
 
 
 def draft_vocabulary(tested: Subject) -> DraftVocabulary:
-    """A fourth of the vocabulary, the most frequent tokens of the text that `TRAINED` learnt from."""
+    """A fourth of the vocabulary, the most frequent tokens of the text that `TRAINED` was trained on."""
     size = tested.engine.runner.vocabulary_size
     kept, _ = sources()
     return build_vocabulary(

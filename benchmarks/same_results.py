@@ -7,7 +7,7 @@ what `optimize` finds, in one go and interrupted; exported files, tensor by tens
 Nothing that depends on time is compared. All numbers must be equal to the last bit, so both run on one thread.
 
 FOLDER keeps what the old checkout wrote, for comparing it with several new ones. Names that differ on purpose stand in
-RENAMED; any other difference of names counts as one.
+--renamed OLD=NEW; any other difference of names counts as one.
 
 Commands run in forks of this process, which has imported libraries but nothing of truedepth: importing them takes ten
 seconds, most commands one or two.
@@ -34,15 +34,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-RENAMED = {
-    **{"draft_length": "num_speculative_tokens", "report_tokens": "test_tokens", "rate": "learning_rate"},
-    **{"places": "positions", r"(.*)_place_(\d)": r"\1_position_\2", r"(.*), place (\d)": r"\1, position \2"},
-}
-"""Keys of JSON files and fields of recipes, patterns of the old names: each tree may write and read either."""
+RENAMED: dict[str, str] = {}
+"""Keys of JSON files and fields of recipes, patterns of the old names, by `--renamed`: a tree may use either."""
 
 LEFT_OUT = {
     *("truedepth_version", "transformers_version", "schema_version", "created", "seconds", "machine"),
-    *("timings", "tokens_per_second"),
+    *("timings", "tokens_per_second", "drafts"),
 }
 """Keys whose values may differ."""
 
@@ -75,6 +72,11 @@ class Tree:
     checkout: Path
     folder: Path
     renamed: set[str] = field(default_factory=set)
+
+    def word(self, new: str) -> str:
+        """An option or a value as this tree knows it."""
+        old = {value: key for key, value in RENAMED.items()}
+        return old.get(new, new) if self.name == "old" else new
 
     def start(self, arguments: tuple[str, ...], log: Path) -> int:
         """Start a command; its process id. Its output goes to two files named as `log`."""
@@ -152,7 +154,7 @@ class Subject:
 def subjects(folder: Path) -> list[Subject]:
     """All models; the tiny ones are made in the folder, where they are not there yet."""
     h100, h100s = ("--hardware", "h100"), ("--hardware", "h100-x2")
-    both, heads = ("layerskip", "recover"), ("exit-head states", "exit-head exit")
+    both, heads = ("layerskip", "recover"), ("exit-head eagle", "exit-head exit")
     gemma = {"head_dim": 8, "sliding_window": 8, "query_pre_attn_scalar": 8, "attn_implementation": "eager"}
     return [
         tiny(folder, "llama", ("--depth", "4", *h100), (*both, *heads)),
@@ -336,6 +338,8 @@ def train(kind: str, subject: Subject, tree: Tree, folder: Path) -> Facts:
     recipe, output = folder / "recipe.yaml", folder / "run"
     folder.mkdir(parents=True, exist_ok=True)
     fields = recipe_of(command, shape, subject, tree.folder.parent / "subjects" / "sums.jsonl")
+    if shape:
+        fields["head"]["kind"] = tree.word(shape)
     while not output.exists():
         recipe.write_text(json.dumps(_renamed(fields, tree.renamed)))  # JSON is YAML, too
         try:
@@ -351,7 +355,7 @@ def train(kind: str, subject: Subject, tree: Tree, folder: Path) -> Facts:
         "logged": [json.loads(line) for line in (output / "training.jsonl").read_text().splitlines()],
         "figures": product["figures"],
         "tensors": weights(output / product["path"]),
-        "written": written(subject.model, ("--head", str(output / "head"), *FIXED), tree, folder / "w")
+        "written": written(subject.model, (tree.word("--draft"), str(output / "head"), *FIXED), tree, folder / "w")
         if shape
         else {},
     }
@@ -378,7 +382,7 @@ def recipe_of(command: str, shape: str, subject: Subject, file: Path) -> dict[st
         return {**fields, "micro_batch": 2, "recover": {"plans": [subject.plan], "objective": objective}}
     answer = {"source": {"file": str(file), "text_field": "prompt"}, "new_tokens": 24}
     held_out = {"sums": {"answer": [answer], "tokens": 60}}
-    own = {"depths": [2, 4, 6], "rank": 2} if shape == "states" else {"exit": 3}
+    own = {"depths": [2, 4, 6], "rank": 2} if shape == "eagle" else {"exit": 3}
     return {
         **fields,
         "head": {"kind": shape, "vocabulary": 120, **own},
@@ -493,7 +497,11 @@ def main() -> NoReturn:
     parser.add_argument("--only", metavar="NAME", action="append", help="a model, a check, or MODEL:CHECK; repeatable")
     parser.add_argument("--work", type=Path, default=Path("same-results"), help="keeps the old checkout's outputs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rows and differences")
+    parser.add_argument(
+        "--renamed", metavar="OLD=NEW", action="append", default=[], help="a key or field, as a pattern; repeatable"
+    )
     options = parser.parse_args()
+    RENAMED.update(pair.split("=", 1) for pair in options.renamed)
     work, old, new = (path.resolve() for path in (options.work, options.old, options.new))
     for checkout in (old, new):
         if not (checkout / "src" / "truedepth" / "__main__.py").is_file():

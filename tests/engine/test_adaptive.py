@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from truedepth.engine.drafts.adaptive import Acceptance, AdaptivePolicy, RoundCost
+from truedepth.engine.drafts.acceptance_estimate import AcceptanceEstimate
+from truedepth.engine.drafts.adaptive import AdaptivePolicy
 from truedepth.engine.drafts.policy import FixedPolicy, Round, SpeculationPolicy
+from truedepth.engine.drafts.round_costs import RoundCost
 from truedepth.engine.engine import Engine
 from truedepth.engine.sampling.request import Request
 from truedepth.errors import UsageError
@@ -69,7 +71,7 @@ def with_token(draft: SimulatedDraft, token: Token) -> SimulatedDraft:
 
 
 class World:
-    """Drives a pacer as `Decoder` does; counts true seconds, and tells the pacer noisy ones."""
+    """Drives a policy as `Decoder` does; counts true seconds, and tells the policy noisy ones."""
 
     def __init__(self, drafts: Sequence[SimulatedDraft], batch: int = 1, seed: int = 0, answers_shadow: bool = True):
         self.drafts, self.batch, self.answers_shadow = drafts, batch, answers_shadow
@@ -315,7 +317,7 @@ def test_whatever_is_seen_choices_are_within_bounds(
 
 @given(st.lists(st.tuples(st.integers(0, 64), st.integers(1, 64)), max_size=50), st.floats(0, 1))
 def test_acceptance_stays_a_probability(rounds: list[tuple[int, int]], confidence: float) -> None:
-    acceptance = Acceptance()
+    acceptance = AcceptanceEstimate()
     for taken, seen in rounds:
         acceptance.see(min(taken, seen), seen)
         acceptance.see_confidence(confidence, taken >= seen)
@@ -324,7 +326,7 @@ def test_acceptance_stays_a_probability(rounds: list[tuple[int, int]], confidenc
 
 
 def test_acceptance_tells_confidences_apart() -> None:
-    acceptance, rng = Acceptance(), random.Random(0)
+    acceptance, rng = AcceptanceEstimate(), random.Random(0)
     for _ in range(400):
         sure = rng.random() < 0.5
         taken = rng.random() < (0.95 if sure else 0.2)

@@ -35,31 +35,31 @@ def by_words() -> Any:
 
 def write(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[IncrementalDetokenizer, bool]:
     """Feed tokens up to the one that ends the text; whether one did."""
-    writer = IncrementalDetokenizer(tokenizer, stop)
-    return writer, any(writer.add(token) for token in ids)
+    detokenizer = IncrementalDetokenizer(tokenizer, stop)
+    return detokenizer, any(detokenizer.add(token) for token in ids)
 
 
 class TestPieces:
     def test_together_they_are_the_text(self, by_bytes: Any) -> None:
         ids = by_bytes(TEXT)["input_ids"]
-        writer, _ = write(by_bytes, ids)
-        assert writer.finish() == "".join(writer.texts) == TEXT
-        assert len(writer.texts) == len(ids)
+        detokenizer, _ = write(by_bytes, ids)
+        assert detokenizer.finish() == "".join(detokenizer.texts) == TEXT
+        assert len(detokenizer.texts) == len(ids)
 
     def test_a_character_comes_whole(self, by_bytes: Any) -> None:
-        writer, _ = write(by_bytes, by_bytes("a😀b")["input_ids"])
-        assert writer.texts == ["a", "", "", "", "😀", "b"]
+        detokenizer, _ = write(by_bytes, by_bytes("a😀b")["input_ids"])
+        assert detokenizer.texts == ["a", "", "", "", "😀", "b"]
 
     def test_spaces_before_words(self, by_words: Any) -> None:
         ids = [2, 3, 4, 2, 3, 6, 5]
-        writer, _ = write(by_words, ids)
-        assert writer.texts == ["the", " end", " of", " the", " end", "ing", "."]
-        assert writer.finish() == by_words.decode(ids)
+        detokenizer, _ = write(by_words, ids)
+        assert detokenizer.texts == ["the", " end", " of", " the", " end", "ing", "."]
+        assert detokenizer.finish() == by_words.decode(ids)
 
     def test_bytes_between_words(self, by_words: Any) -> None:
         ids = [2, *(7 + byte for byte in "你😀".encode()), 3]
-        writer, _ = write(by_words, ids)
-        assert [text for text in writer.texts if text] == ["the", "你", "😀", " end"]
+        detokenizer, _ = write(by_words, ids)
+        assert [text for text in detokenizer.texts if text] == ["the", "你", "😀", " end"]
 
     def test_special_tokens_have_no_text(self, by_words: Any) -> None:
         assert write(by_words, [2, 1, 3, 1])[0].finish() == "the end"
@@ -68,17 +68,17 @@ class TestPieces:
         tokenizer = ByT5Tokenizer()
         ids = tokenizer(f"{TEXT}. {TEXT}")["input_ids"]
         assert write(tokenizer, ids)[0].finish() == f"{TEXT}. {TEXT}"
-        writer, stopped = write(tokenizer, ids, (". ",))
-        assert (writer.finish(), stopped) == (TEXT, True)
+        detokenizer, stopped = write(tokenizer, ids, (". ",))
+        assert (detokenizer.finish(), stopped) == (TEXT, True)
 
     def test_nothing(self, by_bytes: Any) -> None:
         assert IncrementalDetokenizer(by_bytes).finish() == ""
 
     def test_half_a_character_at_the_end(self, by_bytes: Any) -> None:
         ids = by_bytes("a😀")["input_ids"][:-1]
-        writer, _ = write(by_bytes, ids)
-        assert "".join(writer.texts) == "a"
-        assert writer.finish() == writer.finish() == "a\N{REPLACEMENT CHARACTER}"
+        detokenizer, _ = write(by_bytes, ids)
+        assert "".join(detokenizer.texts) == "a"
+        assert detokenizer.finish() == detokenizer.finish() == "a\N{REPLACEMENT CHARACTER}"
 
     @given(tokens=st.lists(st.integers(0, 258), max_size=60))
     def test_any_tokens_are_decoded_as_a_whole_would_be(self, by_bytes: Any, tokens: list[int]) -> None:
@@ -116,19 +116,19 @@ class TestStopStrings:
         ],
     )
     def test_the_text_ends_before(self, text: str, stop: tuple[str, ...], expected: str, by_bytes: Any) -> None:
-        writer, stopped = write(by_bytes, by_bytes(text)["input_ids"], stop)
+        detokenizer, stopped = write(by_bytes, by_bytes(text)["input_ids"], stop)
         assert stopped == (expected != text)
-        assert writer.finish() == expected
+        assert detokenizer.finish() == expected
 
     def test_what_may_be_its_beginning_is_held_back(self, by_bytes: Any) -> None:
-        writer, _ = write(by_bytes, by_bytes("go st")["input_ids"], ("stop",))
-        assert "".join(writer.texts) == "go "
-        assert [writer.add(token) for token in by_bytes("art")["input_ids"]] == [False] * 3
-        assert "".join(writer.texts) == "go start"
+        detokenizer, _ = write(by_bytes, by_bytes("go st")["input_ids"], ("stop",))
+        assert "".join(detokenizer.texts) == "go "
+        assert [detokenizer.add(token) for token in by_bytes("art")["input_ids"]] == [False] * 3
+        assert "".join(detokenizer.texts) == "go start"
 
     def test_a_stop_string_within_a_token(self, by_words: Any) -> None:
-        writer, stopped = write(by_words, [2, 3, 4], ("en",))
-        assert (writer.finish(), stopped) == ("the ", True)
+        detokenizer, stopped = write(by_words, [2, 3, 4], ("en",))
+        assert (detokenizer.finish(), stopped) == ("the ", True)
 
     @given(
         text=st.text("ab", max_size=30),
@@ -146,6 +146,6 @@ class TestStopStrings:
             def decode(self, ids: list[int], **_: Any) -> str:
                 return "".join([*pieces, *rest][token] for token in ids)
 
-        writer, _ = write(Pieces(), list(range(len(pieces) + len(rest))), tuple(stop))
+        detokenizer, _ = write(Pieces(), list(range(len(pieces) + len(rest))), tuple(stop))
         ends = [(at + len(word), at) for word in stop for at in range(len(text)) if text.startswith(word, at)]
-        assert writer.finish() == "".join(writer.texts) == (text[: min(ends)[1]] if ends else text)
+        assert detokenizer.finish() == "".join(detokenizer.texts) == (text[: min(ends)[1]] if ends else text)

@@ -1,4 +1,4 @@
-"""States heads: they draft losslessly from the target's states, whatever came between their rounds."""
+"""EAGLE heads: they draft losslessly from the target's states, whatever came between their rounds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokens(results: Sequence[Any]) -> list[tuple[int, ...]]:
 
 
 class Scripted:
-    """A pacer that walks through given rounds: (index of the draft, length), or None for a plain step."""
+    """A policy that walks through given rounds: (index of the draft, length), or None for a plain step."""
 
     wants_confidence = wants_shadow = True
 
@@ -108,7 +108,7 @@ class TestLossless:
         assert all(step.shadow[0] == (0, 0) for step in policy.seen)
         assert all(step.shadow[2][1] > 0 for step in policy.seen if step.draft in (None, 0))
 
-    def test_adaptive_pacing(self, tiny_model: Any, asked: Any) -> None:
+    def test_adaptive_policy(self, tiny_model: Any, asked: Any) -> None:
         model = tiny_model("llama")
         head = made(model)
         with Engine(model) as engine:
@@ -151,7 +151,7 @@ class TestLossless:
         before = copy.deepcopy(head.state_dict())
         with Engine(model) as engine:
             engine.generate(asked(4), drafts=[engine.draft_of(head)], policy=FixedPolicy(2))
-            assert is_freed(head.fuse.weight) == can_lay_out(model.device, model.dtype)
+            assert is_freed(head.fc.weight) == can_lay_out(model.device, model.dtype)
         assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
 
 
@@ -222,7 +222,7 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changed", "message"),
         [
-            ({"depths": [2, 4]}, "its tensor 'fuse.weight' is float32 of shape (32, 96), and the head's has"),
+            ({"depths": [2, 4]}, "its tensor 'fc.weight' is float32 of shape (32, 96), and the head's has"),
             ({"depths": [2, 4, 7]}, "the depths at which the head reads states are [2, 4, 7]"),
             ({"depths": []}, "the depths at which the head reads states are []"),
             ({"depths": [0]}, "'depths.0': input should be greater than or equal to 1"),

@@ -437,7 +437,7 @@ class TestRefusedFiles:
             ({"agreement": {"chat": [2.0]}}, "'agreement.chat.0': input should be less than or equal to 1"),
             ({"projection_rank": 0}, "it holds 1 tensors that the head has no place for: projection.weight"),
             ({"projection_rank": 2}, "it lacks 2 of the head's tensors: projection.down.weight, projection.up.weight"),
-            ({"kind": "states"}, "'depths': field required"),
+            ({"kind": "eagle"}, "'depths': field required"),
             ({"kind": "other"}, "'kind': input should be 'exit'"),
             ({"extra": 1}, "'extra': extra inputs are not permitted"),
             ({"num_layers": 7}, "it has 7 decoder layers, and this model 6"),

@@ -204,7 +204,7 @@ def chi_square_p(counts: Tensor, law: Tensor) -> float:
 
 @pytest.fixture
 def without_garbage_collection() -> Iterator[None]:
-    """Many thousand living objects make it slow, and none of them is in a cycle."""
+    """Thousands of living objects make it slow, and none of them is in a cycle."""
     gc.disable()
     yield
     gc.enable()

@@ -273,7 +273,7 @@ def test_nothing_is_drafted_beyond_the_end(share: bool, tiny_model: Any, plan_of
 
 
 class Scripted:
-    """A pacer that walks through given rounds: (index of the draft, length), or None for a plain step.
+    """A policy that walks through given rounds: (index of the draft, length), or None for a plain step.
 
     It cuts a round short where the draft gives the first sequence's token less probability than `least`.
     """
@@ -315,7 +315,7 @@ def test_any_draft_length(length: int, tiny_model: Any, plan_of: Any, asked: Any
 def test_drafts_that_take_turns_with_plain_steps(
     target: tuple[str, str, str], temperature: float, tiny_model: Any, plan_of: Any, asked: Any
 ) -> None:
-    """Several drafts at once, some with entries of their own, and rounds that the pacer cuts short."""
+    """Several drafts at once, some with entries of their own, and rounds that the policy cuts short."""
     requests = asked([20, 14, 9, 17], sampling_params=SamplingParams(temperature=temperature, seed=1))
     with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
         drafts = [engine.draft(plan_of(notation)) for notation in ("0-2", "0 3 4", "0-5", "0 2 4 5")]

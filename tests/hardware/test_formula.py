@@ -144,8 +144,8 @@ def test_more_stages_are_never_faster(data: st.DataObject, work: DecodeWork, mac
     stages = split.stages
     if len(stages) < 2:
         return
-    joined = Stage((*stages[0].layers, *stages[1].layers))
-    fewer = DepthPlan((joined, *stages[2:]), depth, "lp")
+    grouped = Stage((*stages[0].layers, *stages[1].layers))
+    fewer = DepthPlan((grouped, *stages[2:]), depth, "lp")
     # Both read and compute the same; max() of sums is at most the sum of max().
     assert pass_parts(work, fewer, machine).seconds <= pass_parts(work, split, machine).seconds * (1 + 1e-12)
 

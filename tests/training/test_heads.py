@@ -30,12 +30,12 @@ pytestmark = pytest.mark.usefixtures("quick_ends")
 
 @pytest.fixture
 def settings(tiny_folder: Path, write_lines: Callable[..., Path]) -> Callable[..., dict[str, Any]]:
-    """`settings("states", **changed)`: the fields of a recipe for a few steps on the tiny model."""
+    """`settings("eagle", **changed)`: the fields of a recipe for a few steps on the tiny model."""
 
     def make(kind: str, **changed: Any) -> dict[str, Any]:
         prompts = write_lines([{"prompt": f"{number}+{number}"} for number in range(12)])
         answer = {"source": {"file": str(prompts), "text_field": "prompt"}, "new_tokens": 24}
-        own = {"depths": [2, 4, 6], "rank": 2} if kind == "states" else {"exit": 3}
+        own = {"depths": [2, 4, 6], "rank": 2} if kind == "eagle" else {"exit": 3}
         return {
             "kind": "exit-head",
             "model": {"name": str(tiny_folder), "device": "cpu"},
@@ -56,7 +56,7 @@ def settings(tiny_folder: Path, write_lines: Callable[..., Path]) -> Callable[..
     return make
 
 
-@pytest.mark.parametrize("kind", ["states", "exit"])
+@pytest.mark.parametrize("kind", ["eagle", "exit"])
 def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: Path) -> None:
     recipe = ExitHeadRecipe(**settings(kind))
     results = train(KIND, recipe, tmp_path / "run")
@@ -65,12 +65,12 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert [step for step, _ in results.series("eval_agreement_position_1")] == [0, 3, 6]
-    assert bool(results.series("loss_position_2")) == (kind == "states")
+    assert bool(results.series("loss_position_2")) == (kind == "eagle")
     assert (results.train.tokens, results.held_out and results.held_out.tokens) > (300, 60)
 
     loaded = truedepth.load(str(recipe.model.name))
     head = load_head(tmp_path / "run" / "head", loaded.model)
-    assert isinstance(head, EagleHead if kind == "states" else ExitHead)
+    assert isinstance(head, EagleHead if kind == "eagle" else ExitHead)
     assert len(head.ids) == 120
     assert "items.jsonl (answered)" in head.text
     assert set(head.agreement) == {"sums"}
@@ -84,7 +84,7 @@ def test_a_recipe_makes_a_head_that_drafts(kind: str, settings: Any, tmp_path: P
 
 
 def test_an_interrupted_training_goes_on(settings: Any, tmp_path: Path) -> None:
-    recipe = ExitHeadRecipe(**settings("states"))
+    recipe = ExitHeadRecipe(**settings("eagle"))
     train(KIND, recipe, tmp_path / "straight")
 
     def interrupt(snapshot: Snapshot) -> None:
@@ -103,7 +103,7 @@ def test_an_interrupted_training_goes_on(settings: Any, tmp_path: Path) -> None:
 
 def test_states_serve_several_heads(settings: Any, tmp_path: Path) -> None:
     states = {"folder": str(tmp_path / "states"), "depths": [3], "batch": 4}
-    train(KIND, ExitHeadRecipe(**settings("states", states=states, steps=1)), tmp_path / "one")
+    train(KIND, ExitHeadRecipe(**settings("eagle", states=states, steps=1)), tmp_path / "one")
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "states").rglob("*.safetensors")}
     train(KIND, ExitHeadRecipe(**settings("exit", states=states, steps=1)), tmp_path / "two")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "states").rglob("*.safetensors")} == made
@@ -121,22 +121,22 @@ def test_a_loss_that_is_not_a_number(settings: Any, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(ExitHeadTrainer, "compute_loss", broken)
     with pytest.raises(TrainingError, match=r"the loss is nan in step 5.*checkpoint-4, is as it was"):
-        train(KIND, ExitHeadRecipe(**settings("states")), tmp_path / "run")
+        train(KIND, ExitHeadRecipe(**settings("eagle")), tmp_path / "run")
     assert not (tmp_path / "run" / "head").exists()
 
 
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"head": {"kind": "states", "vocabulary": 2}}, UsageError, "the size of the draft vocabulary is 2"),
-        ({"head": {"kind": "states", "vocabulary": 120, "depths": [7]}}, UsageError, "the model's depths are 1 to 6"),
+        ({"head": {"kind": "eagle", "vocabulary": 2}}, UsageError, "the size of the draft vocabulary is 2"),
+        ({"head": {"kind": "eagle", "vocabulary": 120, "depths": [7]}}, UsageError, "the model's depths are 1 to 6"),
         ({"head": {"kind": "exit", "vocabulary": 120, "exit": 7}}, UsageError, "states are wanted at depth 7"),
-        ({"head": {"kind": "states", "vocabulary": 120, "depths": [6, 2]}}, UsageError, "give at least one, rising"),
+        ({"head": {"kind": "eagle", "vocabulary": 120, "depths": [6, 2]}}, UsageError, "give at least one, rising"),
     ],
 )
 def test_what_cannot_be(changed: Any, error: Any, message: str, settings: Any, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
-        train(KIND, ExitHeadRecipe(**settings("states", **changed)), tmp_path / "run")
+        train(KIND, ExitHeadRecipe(**settings("eagle", **changed)), tmp_path / "run")
 
 
 def test_resuming_with_another_recipe(settings: Any, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_resuming_with_another_recipe(settings: Any, tmp_path: Path) -> None:
         train(KIND, ExitHeadRecipe(**settings("exit", steps=2)), tmp_path / "run", resume=True)
 
 
-@pytest.mark.parametrize("name", ["exit-head-states.yaml", "exit-head-exit.yaml"])
+@pytest.mark.parametrize("name", ["exit-head-eagle.yaml", "exit-head-exit.yaml"])
 def test_the_recipes_that_come_along(name: str) -> None:
     recipe = ExitHeadRecipe.load(RECIPES / name)
     assert recipe.model.name == "smollm2-135m"

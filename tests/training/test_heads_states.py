@@ -133,23 +133,23 @@ class TestRows:
     ) -> None:
         states = make_states(loaded, passages, tmp_path, [2, 4], tokens=10**6, batch=3)
         exit_head = ExitHead.fresh(loaded.model, DepthPlan.of_layers(range(2), 6))
-        states_head = EagleHead.fresh(loaded.model, (2, 4))
-        for head in (exit_head, states_head):
+        eagle_head = EagleHead.fresh(loaded.model, (2, 4))
+        for head in (exit_head, eagle_head):
             rows = HeadRows(states, head, 6, length)
             found = [rows[index] for index in range(len(rows))]
-            joined = {name: torch.cat([row[name] for row in found])[: len(states)] for name in found[0]}
+            together = {name: torch.cat([row[name] for row in found])[: len(states)] for name in found[0]}
             assert all(len(value) == length for row in found for value in row.values())
-            assert torch.equal(joined["input_ids"], states.ids)
-            assert torch.equal(joined["position_ids"], states.positions)
-            assert torch.equal(joined["last"], states.at([6], 0, len(states)))
-            assert torch.equal(joined["labels"] == -100, states.chosen == NOTHING)
+            assert torch.equal(together["input_ids"], states.ids)
+            assert torch.equal(together["position_ids"], states.positions)
+            assert torch.equal(together["last"], states.at([6], 0, len(states)))
+            assert torch.equal(together["labels"] == -100, states.chosen == NOTHING)
             assert all((row["labels"][len(states) - index * length :] == -100).all() for index, row in enumerate(found))
             if head is exit_head:
-                assert torch.equal(joined["states"], states.at([2], 0, len(states)))
+                assert torch.equal(together["states"], states.at([2], 0, len(states)))
             else:
                 before = states.at([2, 4], 0, len(states)).roll(1, 0)
                 before[states.positions == 0] = 0
-                assert torch.equal(joined["states"], before)
+                assert torch.equal(together["states"], before)
 
     def test_nothing_to_learn(self, loaded: LoadedModel, tmp_path: Path) -> None:
         states = make_states(loaded, [Passage((5, 6, 7), (False,) * 3, 0)], tmp_path, [2], tokens=9, batch=1)

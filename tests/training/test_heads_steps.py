@@ -190,6 +190,6 @@ def rows_of_model(model: Any, head: ExitHead | EagleHead, ids: Tensor) -> dict[s
             end = model.model.layers[5](
                 end, position_embeddings=model.model.rotary_emb(end, torch.arange(ids.shape[1])[None])
             )
-        joined = torch.cat([states[2], states[4], end[0] if isinstance(end, tuple) else end], -1)
-        given = torch.cat([torch.zeros_like(joined[:, :1]), joined[:, :-1]], 1)
+        beside = torch.cat([states[2], states[4], end[0] if isinstance(end, tuple) else end], -1)
+        given = torch.cat([torch.zeros_like(beside[:, :1]), beside[:, :-1]], 1)
     return {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None], "states": given, "labels": ids}

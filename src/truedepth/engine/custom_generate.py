@@ -114,12 +114,12 @@ class DecodingMethod:
             raise UsageError(f"a streamer takes one row, not {len(input_ids)}; leave it out, or give one prompt")
         padding = _padding(input_ids, model_kwargs.get("attention_mask"), model_kwargs.get("position_ids"))
         requests = _requests(input_ids, padding, generation_config)
-        rows = [_Row(prompt, generation_config.max_length, stopping_criteria) for prompt in input_ids]
+        rows = [_StoppingRow(prompt, generation_config.max_length, stopping_criteria) for prompt in input_ids]
         with self._open(model) as engine:
             drafts, policy = self._speculation.prepare(engine)
             sequences = engine.sequences(requests)
             for sequence, row in zip(sequences, rows, strict=True):
-                sequence.writer = row
+                sequence.stop_checker = row
             samplers = _samplers(logits_processor, bool(generation_config.do_sample), input_ids, padding)
             steps = engine.steps(sequences, drafts=drafts, policy=policy, samplers=samplers)
             self._stream(input_ids, rows, steps)
@@ -134,7 +134,7 @@ class DecodingMethod:
             raise UsageError("the engine given to speculate is for another model; open one with this model")
         return nullcontext(self._engine)
 
-    def _stream(self, input_ids: Tensor, rows: Sequence[_Row], steps: Iterator[Any]) -> None:
+    def _stream(self, input_ids: Tensor, rows: Sequence[_StoppingRow], steps: Iterator[Any]) -> None:
         """Run all steps, and hand what they add on to the streamer."""
         if self._streamer is None:
             deque(steps, maxlen=0)
@@ -145,7 +145,7 @@ class DecodingMethod:
         self._streamer.end()
 
 
-class _Row:
+class _StoppingRow:
     """One row as stopping criteria see it: the prompt, padding included, and the new tokens so far."""
 
     def __init__(self, prompt: Tensor, length: int, criteria: StoppingCriteriaList) -> None:

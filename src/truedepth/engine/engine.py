@@ -89,7 +89,7 @@ class Engine:
         )
 
     def draft_of(self, head: ExitHead | EagleHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:
-        """Prepare the draft of a trained head, once: an exit head's plan, or a states head by itself.
+        """Prepare the draft of a trained head, once: an exit head's plan, or an EAGLE head by itself.
 
         Raises:
             DraftError: the head does not fit the model or the target.
@@ -130,7 +130,7 @@ class Engine:
 
         Args:
             drafts: what to speculate with; none: plain decoding.
-            pacer: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
+            policy: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
             choosers: one for each request, in place of what its sampling says.
             observers: who is shown the target's hidden states.
 
@@ -165,7 +165,7 @@ class Engine:
         yield from Decoder(self.runner, self.target, drafts, policy, sequences, sampler, record, observers).steps()
 
     def _policy(self, drafts: tuple[AnyDraft, ...]) -> SpeculationPolicy:
-        """One for each choice of drafts, which goes on learning from call to call."""
+        """One for each choice of drafts, which goes on from call to call with what it has seen."""
         if drafts not in self._policies:
             self._policies[drafts] = AdaptivePolicy(len(drafts)) if drafts else NoSpeculation()
         return self._policies[drafts]
@@ -186,8 +186,8 @@ class Engine:
         ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
-        writer = None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer, request.stop)
-        return SequenceState(index, request, ends, writer)
+        detokenizer = None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer, request.stop)
+        return SequenceState(index, request, ends, detokenizer)
 
     @property
     def end_ids(self) -> frozenset[int]:

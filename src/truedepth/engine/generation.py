@@ -187,15 +187,15 @@ def _release(steps: Any, engine: Engine | None) -> None:
 
 def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
     """The last `count` tokens of a sequence."""
-    writer = cast(IncrementalDetokenizer, sequence.writer)
+    detokenizer = cast(IncrementalDetokenizer, sequence.stop_checker)
     if sequence.finish_reason is not None:
-        writer.finish()
+        detokenizer.finish()
     read, written = len(sequence.request.prompt_ids), sequence.new_tokens
     for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
         places = list(run)
         first, end = places[0], places[-1] + 1
         # A token that ends the sequence has no text.
-        text = "".join(writer.texts[first:end])
+        text = "".join(detokenizer.texts[first:end])
         yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)
 
 

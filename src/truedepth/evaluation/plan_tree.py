@@ -1,4 +1,4 @@
-"""Many plans on one text: what several of them begin with runs once, and what is the unmodified model's not again."""
+"""Several plans on one text: what they begin with alike runs once, and what is the unmodified model's not again."""
 
 from __future__ import annotations
 

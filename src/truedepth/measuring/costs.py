@@ -117,7 +117,7 @@ class MeasuredCosts(CostModel):
     ) -> MeasuredCosts:
         """Time the probes of `probe_plans`, interleaved, and fit the costs to them.
 
-        The arguments are those of `truedepth.measuring.speed.compare`. Many short runs serve better than a
+        The arguments are those of `truedepth.measuring.speed.compare`. Several short runs serve better than a
         few long ones, since what counts is the difference within a round.
 
         Raises:

@@ -1,16 +1,15 @@
-"""Pacing that learns what drafting costs and what it brings, and drafts as long as that pays."""
+"""A policy that drafts as long as that pays, by what drafting was seen to cost and to bring."""
 
 from __future__ import annotations
 
-from bisect import bisect
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import repeat
-from math import exp, log, prod
-from statistics import median
+from math import prod
 
+from truedepth.engine.drafts.acceptance_estimate import AcceptanceEstimate
 from truedepth.engine.drafts.policy import Round
+from truedepth.engine.drafts.round_costs import BatchCosts
 from truedepth.errors import UsageError
 
 _SHARE = 0.015
@@ -28,166 +27,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 8, 64
 _TRIAL = 6
 """Most steps of a trial."""
 
-_PLAIN_FIRST = 4
-"""Plain steps before anything is drafted with a batch size. The median forgives that the first is slow."""
-
-_WINDOW = 24
-"""Timings that a cost is told from."""
-
 _GUESS = (1.0, 0.4)
 """A round's cost where it is unknown, in plain steps: without drafted tokens, and for each of them."""
-
-_PRIOR = (2.0, 4.0)
-"""Tokens taken and seen before any was."""
-
-_MEMORIES = (8.0, 64.0)
-"""Places that an estimate of acceptance remembers, about."""
-
-_CHANGE = 0.02
-"""Chance at each place that another memory than before describes acceptance best."""
-
-_BIN_EDGES = (0.3, 0.5, 0.65, 0.77, 0.86, 0.92, 0.96, 0.985)
-"""Between the bins of confidence: from one to the next the chance of an error falls by about a third."""
-
-_BIN_MEMORY, _BIN_PRIOR = 48.0, 8.0
-"""Places that a bin remembers, about, and how many make it count as much as the rate over all bins."""
-
-
-class Acceptance:
-    """How likely a draft's tokens are taken.
-
-    `rate` is for a token that the draft has not made yet, if those before it are taken. It is the mean of estimates
-    that forget quickly and slowly, (taken + 1/2) / (seen + 1) each, weighted by how well they foretold what was seen
-    ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998): steady while nothing changes,
-    and quick when something does. `of` is for a token whose confidence is known, told from places with alike ones.
-    """
-
-    def __init__(self) -> None:
-        self._counts = [_PRIOR] * len(_MEMORIES)
-        self._weights = [1 / len(_MEMORIES)] * len(_MEMORIES)
-        self._bins = [(0.0, 0.0)] * (len(_BIN_EDGES) + 1)
-        self.rate = _PRIOR[0] / _PRIOR[1]
-
-    def of(self, confidence: float) -> float:
-        """The chance that a token of this confidence is taken, if those before it are."""
-        taken, seen = self._bins[bisect(_BIN_EDGES, confidence)]
-        return (taken + _BIN_PRIOR * self.rate) / (seen + _BIN_PRIOR)
-
-    def see(self, taken: int, seen: int) -> None:
-        """Learn from the tokens of a round; only those count before which all drafted ones were taken."""
-        rates = [_estimate(counts) for counts in self._counts]
-        logs = [taken * log(rate) + (seen - taken) * log(1 - rate) for rate in rates]
-        fits = [weight * exp(each - max(logs)) for weight, each in zip(self._weights, logs, strict=True)]
-        self._weights = [(1 - _CHANGE) * fit / sum(fits) + _CHANGE / len(fits) for fit in fits]
-        self._counts = [
-            _added(counts, memory, taken, seen) for counts, memory in zip(self._counts, _MEMORIES, strict=True)
-        ]
-        self.rate = sum(weight * _estimate(counts) for weight, counts in zip(self._weights, self._counts, strict=True))
-
-    def see_confidence(self, confidence: float, taken: bool) -> None:
-        """Learn what the confidence of one of these tokens meant."""
-        index = bisect(_BIN_EDGES, confidence)
-        self._bins[index] = _added(self._bins[index], _BIN_MEMORY, taken, 1)
-
-
-def _estimate(counts: tuple[float, float]) -> float:
-    return (counts[0] + 0.5) / (counts[1] + 1)
-
-
-def _added(counts: tuple[float, float], memory: float, taken: int, seen: int) -> tuple[float, float]:
-    """Counts with some more, and what they had before partly forgotten."""
-    kept = (1 - 1 / memory) ** seen
-    return kept * counts[0] + taken, kept * counts[1] + seen
-
-
-class RoundCost:
-    """Seconds of a round by the tokens drafted: base + each * tokens, the line through the last rounds.
-
-    The line starts from a guess, and is drawn to the plain step, which a round without drafted tokens is where the
-    draft shares its layers with the target: that gives `each` from rounds of one length. Rounds more than a tenth
-    off the line count less (Huber's weights), because then the machine did something else besides.
-
-    Args:
-        guess: base and each, in plain steps.
-    """
-
-    def __init__(self, guess: tuple[float, float]) -> None:
-        self._guess = guess
-        self._rounds: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
-        self._line = (0.0, 0.0)
-
-    @property
-    def known(self) -> bool:
-        """Whether a round was timed."""
-        return bool(self._rounds)
-
-    def line(self, plain: float) -> tuple[float, float]:
-        """Base and each, in seconds; `plain`: seconds of a plain step."""
-        return self._line if self._rounds else (self._guess[0] * plain, self._guess[1] * plain)
-
-    def see(self, tokens: int, seconds: float, plain: float) -> None:
-        """Learn from a round."""
-        if not self._rounds:
-            self._rounds.extend([(1, sum(self._guess) * plain)] * 2)
-        self._rounds.append((tokens, seconds))
-        base, each = plain, median((took - plain) / count for count, took in self._rounds)
-        for _ in range(3):
-            weights = [
-                min(1.0, 0.1 * (base + each * count) / max(abs(took - base - each * count), 1e-9 * plain))
-                for count, took in self._rounds
-            ]
-            base, each = _line_through([(0, plain), *self._rounds], [1.0, *weights])
-            base, each = max(base, 0.5 * plain), max(each, 0.01 * plain)
-        self._line = base, each
-
-
-def _line_through(points: Sequence[tuple[int, float]], weights: Sequence[float]) -> tuple[float, float]:
-    """Value at 0 and slope, by weighted least squares."""
-    weighted = list(zip(weights, points, strict=True))
-    total = sum(weights)
-    mean_x = sum(weight * x for weight, (x, _) in weighted) / total
-    mean_y = sum(weight * y for weight, (_, y) in weighted) / total
-    variance = sum(weight * (x - mean_x) ** 2 for weight, (x, _) in weighted)
-    slope = sum(weight * (x - mean_x) * (y - mean_y) for weight, (x, y) in weighted) / variance
-    return mean_y - slope * mean_x, slope
-
-
-class BatchCosts:
-    """What the steps of one batch size take.
-
-    Attributes:
-        plain: seconds of a plain step.
-        rounds: by draft.
-        since_plain: rounds since the last plain step.
-
-    Args:
-        guesses: see `RoundCost`, by draft.
-    """
-
-    def __init__(self, guesses: Sequence[tuple[float, float]]) -> None:
-        self.plain = 0.0
-        self.rounds = [RoundCost(guess) for guess in guesses]
-        self.since_plain = 0
-        self._plain_steps: deque[float] = deque(maxlen=_WINDOW)
-
-    @property
-    def known(self) -> bool:
-        return len(self._plain_steps) >= _PLAIN_FIRST
-
-    def line(self, draft: int) -> tuple[float, float]:
-        """Of a draft's rounds: base and each, in plain steps."""
-        base, each = self.rounds[draft].line(self.plain)
-        return base / self.plain, each / self.plain
-
-    def see(self, step: Round) -> None:
-        seconds = step.draft_seconds + step.verify_seconds
-        if step.draft is None:
-            self._plain_steps.append(seconds)
-            self.plain = median(self._plain_steps)
-            self.since_plain = 0
-        else:
-            self.rounds[step.draft].see(step.drafted, seconds, self.plain)
-            self.since_plain += 1
 
 
 @dataclass
@@ -217,7 +58,7 @@ class Trial:
 class AdaptivePolicy:
     """Drafts with the draft, and as many tokens, as gives most tokens per second; decodes plainly where none pays.
 
-    Use one for all requests of an engine and its drafts: what it has learnt stays. The first steps of each batch size
+    Use one for all requests of an engine and its drafts: what it has seen stays. The first steps of each batch size
     are plain, to time them; then each draft is tried with short rounds. Decisions follow from what was seen alone,
     timings among it, so two runs may draft differently: greedy text stays the same, sampled text its distribution.
 
@@ -238,7 +79,7 @@ class AdaptivePolicy:
     if its first token does, confidences or not, where base is a plain step.
 
     **What it may lose.** An allowance, in plain steps, grows by 1.5 % of each step and by what rounds gain, and falls
-    by what they lose against plain decoding, at the costs learnt. It starts at one and a half plain steps and is cut
+    by what they lose against plain decoding, at the costs seen. It starts at one and a half plain steps and is cut
     off at eight. Rounds are only as long as it could bear if all tokens were refused.
 
     **Looking again.** What is not in use is tried now and then, twice as rarely each time, and at once again while it
@@ -256,12 +97,12 @@ class AdaptivePolicy:
 
     def __init__(self, num_drafts: int = 1, longest: int = 16) -> None:
         if num_drafts < 1:
-            raise UsageError(f"the number of drafts is {num_drafts}; pace at least one")
+            raise UsageError(f"the number of drafts is {num_drafts}; give at least one")
         if longest < 1:
             raise UsageError(f"the most tokens to draft is {longest}; it must be at least 1")
         self.wants_shadow = False
         self._longest = longest
-        self._acceptance = [Acceptance() for _ in range(num_drafts)]
+        self._acceptance = [AcceptanceEstimate() for _ in range(num_drafts)]
         self._costs: dict[int, BatchCosts] = {}
         self._trials = [Trial() for _ in range(num_drafts)]
         self._shadow_trial = Trial()

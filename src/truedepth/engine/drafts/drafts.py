@@ -81,10 +81,9 @@ class Draft:
             )
         head = head_for(plan, runner, head, vocabulary)
         head_stages = runner.adopt(head.layers)
-        common = _common_prefix(plan, target) if share else 0
+        common = plan.common_prefix(target) if share else 0
         alone = plan.stages[common:] + head_stages
-        targets = _with_entries(target.stages) if share else frozenset()
-        kept = _with_entries(alone) - targets
+        kept = _with_entries(alone) - (_with_entries(target.stages) if share else frozenset())
         return cls(plan, plan.stages[:common], alone, target.stages[common:], kept, head)
 
 
@@ -95,7 +94,7 @@ class EagleDraft:
     Drafting runs nothing of the target, and verification runs all of it.
 
     Attributes:
-        head: the states head.
+        head: the EAGLE head.
         stages: its decoder layers, on entries of the draft's own.
     """
 
@@ -130,13 +129,3 @@ def _size_of(head: DraftHead) -> int | None:
 def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:
     """The layers that have cache entries: a merged stage is one layer, the first of its own."""
     return frozenset(layer for stage in stages for layer in (stage.layers[:1] if stage.merged else stage.layers))
-
-
-def _common_prefix(one: DepthPlan, other: DepthPlan) -> int:
-    """How many leading stages compute the same."""
-    count = 0
-    for own, others in zip(one.stages, other.stages, strict=False):
-        if own != others or (own.is_group and one.form != other.form):
-            break
-        count += 1
-    return count

@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a step did and took, for a pacer to learn from.
+    """What a step did and took, for a policy to decide by.
 
     Attributes:
         draft: index of the draft that was used, or None for a plain step.

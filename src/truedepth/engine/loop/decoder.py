@@ -51,7 +51,7 @@ class Decoder:
     Args:
         trunk: the model.
         target: the plan whose tokens, or distribution, the result has.
-        drafts: what the pacer chooses from.
+        drafts: what the policy chooses from.
         sequences: of any lengths.
         sampler: how tokens are chosen from logits.
         record: how steps are captured; None: they are not.

@@ -162,8 +162,9 @@ class PlanDrafter(Drafter):
 class EagleDrafter(Drafter):
     """Drafts by a head from the target's states; see `EagleHead`.
 
-    Those are kept as they come, at the place of the token that they stand before. Tokens verified since the last round
-    enter the head in one pass with the first drafting step: what entries they had came from the head's own states.
+    Those are kept as they come: state t - 1 is stored in slot t, that of the token chosen after it. Tokens verified
+    since the last round enter the head in one pass with the first drafting step: what entries they had came from the
+    head's own states.
     """
 
     def __init__(self, draft: EagleDraft, batch: Batch, cache: KVCache) -> None:
@@ -202,7 +203,7 @@ class EagleDrafter(Drafter):
             found.append(embedded)
             if not self._goes_on(proposals, most):
                 return torch.cat(found, 1), proposals
-            hidden = self._run(self._head.joined(hidden, embedded), batch.context(len(proposals), 1))
+            hidden = self._run(self._head.layer_inputs(hidden, embedded), batch.context(len(proposals), 1))
 
     def move_row(self, source: int, target: int, length: int) -> None:
         super().move_row(source, target, length)
@@ -230,7 +231,7 @@ class EagleDrafter(Drafter):
     def _enter(self, embedded: Tensor, context: ForwardContext) -> Tensor:
         """Run the head over tokens before which the target has been: (B, T, D) to (B, T, D)."""
         states = self._table.read(context.slots).view(*embedded.shape[:2], -1)  # (B, T, D * k)
-        return self._run(self._head.joined(self._head.fused(states), embedded), context)
+        return self._run(self._head.layer_inputs(self._head.combine_hidden_states(states), embedded), context)
 
     def _run(self, hidden: Tensor, context: ForwardContext) -> Tensor:
         return self._batch.run(self._draft.stages, "lp", hidden, context, lambda _: self._cache)

@@ -38,13 +38,13 @@ class SequenceState:
         index: which request it answers.
         tokens: prompt and new tokens. All but the last have cache entries.
         ends: tokens that end it.
-        writer: turns its tokens into text; None without a tokenizer.
+        stop_checker: sees its tokens, and turns them into text where it is a detokenizer; None without a tokenizer.
     """
 
     index: int
     request: Request
     ends: frozenset[int]
-    writer: StopChecker | None
+    stop_checker: StopChecker | None
     tokens: list[int] = field(init=False)
     from_draft: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -102,7 +102,7 @@ class SequenceState:
         return taken
 
     def _finished(self, token: int) -> FinishReason | None:
-        if token in self.ends or (self.writer is not None and self.writer.add(token)):
+        if token in self.ends or (self.stop_checker is not None and self.stop_checker.add(token)):
             return "stop"
         return "length" if self.room <= 0 else None
 
@@ -110,7 +110,7 @@ class SequenceState:
         """What it came to."""
         return GenerationResult(
             token_ids=tuple(self.tokens[len(self.request.prompt_ids) :]),
-            text="" if self.writer is None else self.writer.finish(),
+            text="" if self.stop_checker is None else self.stop_checker.finish(),
             finish_reason=self.finish_reason or "cancelled",
             prompt_tokens=len(self.request.prompt_ids),
             from_draft=tuple(self.from_draft),

@@ -28,7 +28,7 @@ class _Shape(Settings):
 class EagleShape(_Shape):
     """A head that reads the target's states of the tokens verified."""
 
-    kind: Literal["states"]
+    kind: Literal["eagle"]
     depths: tuple[int, ...] | None = Field(
         default=None, description="numbers of layers after which it reads states; by default a third, two thirds, all"
     )

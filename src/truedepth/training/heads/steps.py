@@ -87,7 +87,7 @@ class DraftingSteps:
                 starts, hidden = starts.gather(1, kept), _gather(hidden, kept)
             following = (starts + position).clamp(max=embedded.shape[1] - 1)
             if isinstance(self.head, EagleHead):
-                entering = self.head.joined(hidden, _gather(embedded, following))
+                entering = self.head.layer_inputs(hidden, _gather(embedded, following))
                 hidden = self._layers(entering, marks.later_position(self.runner, starts, position), chain)
             else:  # its states of the token drafted are those that the target has, too
                 hidden = _gather(first, following)
@@ -96,7 +96,7 @@ class DraftingSteps:
         """What enters the head's layers at the first position, (B, T, D)."""
         states = rows["states"].to(embedded.dtype)
         if isinstance(self.head, EagleHead):
-            return self.head.joined(self.head.fused(states), embedded)
+            return self.head.layer_inputs(self.head.combine_hidden_states(states), embedded)
         return states
 
     def _layers(self, hidden: Tensor, context: ForwardContext, chain: _Chain) -> Tensor:

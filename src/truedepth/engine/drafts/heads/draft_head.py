@@ -106,6 +106,6 @@ def load_head(folder: str | Path, model: nn.Module) -> ExitHead | EagleHead:
     Raises:
         DraftError: a file is missing, truncated or malformed, or it is for another model.
     """
-    if read_kind(Path(folder), HEAD_FILES) == "states":
+    if read_kind(Path(folder), HEAD_FILES) == "eagle":
         return EagleHead.load(folder, model)
     return ExitHead.load(folder, model)

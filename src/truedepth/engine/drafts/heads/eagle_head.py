@@ -1,8 +1,8 @@
-"""A states head: it drafts from what the target knew when it verified, instead of running layers of the target.
+"""An EAGLE head: it drafts from what the target knew when it verified, instead of running layers of the target.
 
-It follows EAGLE-3 (arXiv 2503.01840, section 3.1): hidden states of several depths are fused into one, joined with the
+It follows EAGLE-3 (arXiv 2503.01840, section 3.1): hidden states of several depths are combined into one, added to the
 embedding of the token chosen after them, and go through a decoder layer of the head's own. When it drafts further,
-where the target has not been yet, its own last state stands in for the fused ones.
+where the target has not been yet, its own last state stands in for the combined ones.
 
 With h_d(t) the target's state at depth d of token t, e(t) its embedding, and n(x) = x / rms(x), token t of a text
 enters the head's first layer as
@@ -33,9 +33,9 @@ from truedepth.plan import DepthPlan
 
 
 class EagleHeadCard(HeadCard):
-    """The fields of the `head.json` of a states head."""
+    """The fields of the `head.json` of an EAGLE head."""
 
-    kind: Literal["states"] = "states"
+    kind: Literal["eagle"] = "eagle"
     depths: list[Annotated[int, Field(ge=1)]] = Field(description="numbers of layers after which it reads states")
 
 
@@ -51,15 +51,15 @@ class EagleHead(TrainedHead):
     card_schema = EagleHeadCard
 
     def __init__(self, core: PreTrainedModel, fingerprint: Fingerprint, depths: Sequence[int], **sizes: Any) -> None:
-        """A states head without weights, on the meta device; see `fresh` and `load`."""
+        """An EAGLE head without weights, on the meta device; see `fresh` and `load`."""
         super().__init__(core, fingerprint, **sizes)
         self.depths = tuple(depths)
         self._width = fingerprint.hidden_size
         with torch.device("meta"):
-            self.fuse = nn.Linear(self._width * len(self.depths), self._width, bias=False)
+            self.fc = nn.Linear(self._width * len(self.depths), self._width, bias=False)
             self.embed = nn.Linear(self._width, self._width, bias=False)
 
-    def fused(self, states: Tensor) -> Tensor:
+    def combine_hidden_states(self, states: Tensor) -> Tensor:
         """s of tokens where the target has been.
 
         Args:
@@ -70,13 +70,13 @@ class EagleHead(TrainedHead):
             (B, T, D)
         """
         parts = states.unflatten(-1, (len(self.depths), self._width))  # (B, T, k, D)
-        fused: Tensor = self.fuse(_normed(parts).flatten(-2))
-        return fused
+        combined: Tensor = self.fc(_normed(parts).flatten(-2))
+        return combined
 
-    def joined(self, before: Tensor, embedded: Tensor) -> Tensor:
+    def layer_inputs(self, before: Tensor, embedded: Tensor) -> Tensor:
         """x of tokens: s of those before them, and their embeddings, both (B, T, D); returns (B, T, D)."""
-        joined: Tensor = before + self.embed(_normed(embedded))
-        return joined
+        inputs: Tensor = before + self.embed(_normed(embedded))
+        return inputs
 
     def require_target(self, target: DepthPlan) -> None:
         """Refuse a target whose states the head does not know.
@@ -91,7 +91,7 @@ class EagleHead(TrainedHead):
             )
 
     def _products(self) -> list[nn.Module]:
-        return [*super()._products(), self.fuse, self.embed]
+        return [*super()._products(), self.fc, self.embed]
 
     @classmethod
     def fresh(
@@ -125,8 +125,8 @@ class EagleHead(TrainedHead):
         ids = draft_ids(core, vocabulary, fingerprint)
         made = cls(core, fingerprint, depths, num_layers=num_layers, draft_size=len(ids), rank=rank)
         same = torch.eye(fingerprint.hidden_size)
-        fuse = torch.cat([torch.zeros_like(same)] * (len(depths) - 1) + [same], 1)
-        return made._start(core, ids, {}, fuse__weight=fuse, embed__weight=same)
+        fc = torch.cat([torch.zeros_like(same)] * (len(depths) - 1) + [same], 1)
+        return made._start(core, ids, {}, fc__weight=fc, embed__weight=same)
 
     @classmethod
     def _of_card(cls, core: PreTrainedModel, card: EagleHeadCard, fingerprint: Fingerprint) -> Self:
