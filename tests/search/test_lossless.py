@@ -24,9 +24,10 @@ from truedepth.measuring.step_costs import StepCosts
 from truedepth.models.loading.load import load
 from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.records.progress import Progress
+from truedepth.records.recipe import RECIPE_FILE
 from truedepth.report import write_report
 from truedepth.search.draft_benchmark import DraftRun
-from truedepth.search.job import JOURNAL_FILE, RECIPE_FILE
+from truedepth.search.job import JOURNAL_FILE
 from truedepth.search.lossless import optimize_lossless
 from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.recipe import LosslessRecipe, Windows, load_recipe

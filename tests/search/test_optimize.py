@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from truedepth.cli.optimize import command
 from truedepth.errors import OutputError, SearchError, TextError, UsageError
 from truedepth.plan.plan_file import PLAN_FILE, load_plan
+from truedepth.records.recipe import RECIPE_FILE
 from truedepth.report import REPORT_FILE
-from truedepth.search.job import JOURNAL_FILE, RECIPE_FILE
+from truedepth.search.job import JOURNAL_FILE
 from truedepth.search.optimize import optimize
 from truedepth.search.recipe import Recipe, Windows
 from truedepth.search.results import RESULTS_FILE, Results

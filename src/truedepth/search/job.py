@@ -19,11 +19,11 @@ from truedepth.models.record import ModelRecord
 from truedepth.records.files import prepare_output, write_atomic
 from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress
+from truedepth.records.recipe import RECIPE_FILE
 from truedepth.records.schema import ResultsFile
 from truedepth.records.version import VERSION
 from truedepth.search.recipe import LosslessRecipe, Recipe
 
-RECIPE_FILE = "recipe.yaml"
 JOURNAL_FILE = "journal.jsonl"
 
 AnyRecipe = TypeVar("AnyRecipe", Recipe, LosslessRecipe)
