@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from truedepth.cli.options import examples, json_option, loading_options, print_json
 from truedepth.errors import UsageError
 from truedepth.report import draw_plan, results_table, write_report
 from truedepth.search.moves import MOVES, Move
 from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
+
+if TYPE_CHECKING:
+    from truedepth.plan import DepthPlan
+    from truedepth.search.lossless_results import LosslessResults
+    from truedepth.search.results import Results
 
 _TARGETS = ("speedup", "max_perplexity_ratio", "depth")
 _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
@@ -62,43 +67,29 @@ def command(
     and looks for the plan that drafts best for it.
     """
     recipe = _recipe(model, recipe_file, settings)
-    if isinstance(recipe, LosslessRecipe):
-        _find_draft(recipe, output, resume, as_json)
-    else:
-        _find_plan(recipe, output, resume, as_json)
+    results, plan = _find(recipe, output, resume)
+    report = write_report(results, output)
+    if as_json:
+        print_json(results.to_dict())
+        return
+    console = Console()
+    console.print(draw_plan(plan))
+    console.print(results_table(results))
+    console.print(f"The report is {report}", soft_wrap=True, highlight=False)
 
 
-def _find_plan(recipe: Recipe, output: Path, resume: bool, as_json: bool) -> None:
+def _find(recipe: Recipe | LosslessRecipe, output: Path, resume: bool) -> tuple[Results | LosslessResults, DepthPlan]:
+    """What the job finds that the recipe describes, and the plan of it, shown as it goes on."""
     from truedepth.cli.live import JobDisplay
+    from truedepth.search.lossless import optimize_lossless
     from truedepth.search.optimize import optimize
 
     with JobDisplay() as display:
-        results = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
-    report = write_report(results, output)
-    if as_json:
-        print_json(results.to_dict())
-        return
-    _show(draw_plan(results.plan.to_plan()), results_table(results), report)
-
-
-def _find_draft(recipe: LosslessRecipe, output: Path, resume: bool, as_json: bool) -> None:
-    from truedepth.cli.live import JobDisplay
-    from truedepth.search.lossless import optimize_lossless
-
-    with JobDisplay() as display:
-        results = optimize_lossless(recipe, output, resume=resume, progress=display.progress)
-    report = write_report(results, output)
-    if as_json:
-        print_json(results.to_dict())
-        return
-    _show(draw_plan(results.best.draft.to_plan()), results_table(results), report)
-
-
-def _show(drawing: RenderableType, table: RenderableType, report: Path) -> None:
-    console = Console()
-    console.print(drawing)
-    console.print(table)
-    console.print(f"The report is {report}", soft_wrap=True, highlight=False)
+        if isinstance(recipe, LosslessRecipe):
+            draft = optimize_lossless(recipe, output, resume=resume, progress=display.progress)
+            return draft, draft.best.draft.to_plan()
+        found = optimize(recipe, output, resume=resume, progress=display.progress, on_step=display.on_step)
+        return found, found.plan.to_plan()
 
 
 def _recipe(model: str | None, recipe_file: Path | None, settings: dict[str, Any]) -> Recipe | LosslessRecipe:
