@@ -39,7 +39,7 @@ RENAMED: dict[str, str] = {}
 
 LEFT_OUT = {
     *("truedepth_version", "transformers_version", "schema_version", "created", "seconds", "machine"),
-    *("timings", "tokens_per_second", "drafts"),
+    *("timings", "tokens_per_second", "drafts", "head"),
 }
 """Keys whose values may differ."""
 
