@@ -7,7 +7,7 @@
     python benchmarks/decoding.py --cache FOLDER --memory                   peak memory, and many short requests
     python benchmarks/decoding.py --cache FOLDER --weights                  float32, bfloat16 and int8 (torchao)
 
-All contestants decode greedily, with the same float32 weights (but for llama.cpp's q8_0 and `--weights`), in one
+All entrants decode greedily, with the same float32 weights (but for llama.cpp's q8_0 and `--weights`), in one
 process (llama.cpp in another), taking turns on the same prompts. FOLDER keeps what is made once: a model whose exits
 are trained (see trained_exits.py) and GGUF files. Figures go to decoding*.json in `--output`, which is this file's
 folder unless said; the comparison also draws FOLDER/decoding.html. llama.cpp is left out where the package
@@ -30,8 +30,8 @@ import torch
 import transformers
 from decoding_checks import equality, memory
 from decoding_compare import compare
-from decoding_contestants import DraftConfig, LlamaCpp, Transformers, Truedepth, compiled
 from decoding_costs import ablation, verify_cost
+from decoding_entrants import DraftConfig, LlamaCpp, Transformers, Truedepth, compiled
 from decoding_plot import page
 from decoding_subjects import TRAINED, Subject, draft_vocabulary, source_of, subject
 from decoding_tables import print_comparison, print_rows
@@ -107,7 +107,7 @@ def _comparison(options: argparse.Namespace) -> dict[str, Any]:
             new_tokens = options.new_tokens or 96
             context = max(map(len, tested.prompts)) + new_tokens + 1
             runs = []
-            with _contestants(tested, options, context) as (configs, left_out):
+            with _entrants(tested, options, context) as (configs, left_out):
                 for batch in options.batch or [1, 4]:
                     compared = compare(
                         configs,
@@ -124,7 +124,7 @@ def _comparison(options: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _contestants(
+def _entrants(
     tested: Subject, options: argparse.Namespace, context: int
 ) -> Iterator[tuple[list[DraftConfig], dict[str, str]]]:
     """All that can run here, and why the others cannot."""

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from decoding_contestants import Answer, DraftConfig, Prompts
+from decoding_entrants import Answer, DraftConfig, Prompts
 from transformers import PreTrainedModel
 
 from truedepth.measuring.bandwidth import read_bandwidth
@@ -23,7 +23,7 @@ WARM_UP_TOKENS = 16
 
 @dataclass(frozen=True)
 class Turn:
-    """One contestant's answers to all prompts in one round.
+    """One entrant's answers to all prompts in one round.
 
     Attributes:
         rate: tokens a second after the first token, over all sequences.
@@ -54,7 +54,7 @@ class Compared:
     """All turns of one batch size.
 
     Attributes:
-        turns: by contestant, one a round.
+        turns: by entrant, one a round.
         warm_up: seconds of a first answer that does not count, compilation included.
     """
 
@@ -70,7 +70,7 @@ class Compared:
         return median(turn.bandwidth for turns in self.turns.values() for turn in turns)
 
     def best(self, family: str, *, speculating: bool) -> str | None:
-        """The fastest of a family's contestants, among those that do not speculate or all."""
+        """The fastest of a family's entrants, among those that do not speculate or all."""
         members = [one.name for one in self.configs if one.family == family and (speculating or not one.speculates)]
         return max(members, key=lambda name: median(turn.rate for turn in self.turns[name]), default=None)
 
@@ -83,7 +83,7 @@ class Compared:
             "bandwidth_bytes_per_second": self.bandwidth,
             "best_of_transformers": any_peer,
             "best_plain_of_transformers": peer,
-            "contestants": {
+            "entrants": {
                 one.name: {
                     "family": one.family,
                     "speculates": one.speculates,
@@ -122,7 +122,7 @@ class Compared:
         return asdict(Spread.of([own.rate / other.rate for own, other in pairs]))
 
     def _same(self, one: DraftConfig, plain: str | None) -> float | None:
-        """The share of prompts that got the same tokens; None where the contestant gives none."""
+        """The share of prompts that got the same tokens; None where the entrant gives none."""
         if plain is None or not self.turns[one.name][0].answers[0].tokens:
             return None
         pairs = zip(self.turns[one.name][0].answers, self.turns[plain][0].answers, strict=True)
@@ -139,7 +139,7 @@ def compare(
     repeats: int,
     progress: Progress,
 ) -> Compared:
-    """Let the contestants that take such a batch answer all prompts in each round, in alternating order."""
+    """Let the entrants that take such a batch answer all prompts in each round, in alternating order."""
     able = [one for one in configs if one.largest_batch is None or batch <= one.largest_batch]
     batches = [prompts[start : start + batch] for start in range(0, len(prompts) - batch + 1, batch)]
     turns: dict[str, list[Turn]] = {one.name: [] for one in able}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from decoding_compare import compare
-from decoding_contestants import DraftConfig, Truedepth
+from decoding_entrants import DraftConfig, Truedepth
 from decoding_subjects import Subject
 
 from truedepth.engine.drafts.adaptive import AdaptivePolicy

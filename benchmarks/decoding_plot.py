@@ -25,7 +25,7 @@ def page(record: Mapping[str, Any]) -> str:
         "<h1>Decoding compared</h1>",
         f"<p class=facts>{html.escape(machine['processor'])}, {machine['threads']} threads, "
         f"torch {html.escape(machine['torch'])}, transformers {html.escape(machine['transformers'])}. "
-        "Greedy decoding; contestants took turns. Bars are medians of the rounds, lines from the slowest to the "
+        "Greedy decoding; entrants took turns. Bars are medians of the rounds, lines from the slowest to the "
         "fastest round. The dotted line is what memory bandwidth allows a decoder that reads all float32 weights "
         "once a token.</p>",
     ]
@@ -49,8 +49,8 @@ def page(record: Mapping[str, Any]) -> str:
 
 
 def decode_chart(run: Mapping[str, Any]) -> go.Figure:
-    """Tokens a second of each contestant as bars, the fastest on top."""
-    ranked = sorted(run["contestants"].items(), key=lambda item: item[1]["decode_tokens_per_second"]["median"])
+    """Tokens a second of each entrant as bars, the fastest on top."""
+    ranked = sorted(run["entrants"].items(), key=lambda item: item[1]["decode_tokens_per_second"]["median"])
     rates = [found["decode_tokens_per_second"] for _, found in ranked]
     figure = go.Figure(
         go.Bar(
@@ -95,7 +95,7 @@ def _title(model: Mapping[str, Any], run: Mapping[str, Any]) -> str:
 
 def _limit(run: Mapping[str, Any]) -> float:
     """Tokens a second at which float32 weights and caches can be read."""
-    widest = max(found["bytes_per_token"] for found in run["contestants"].values())
+    widest = max(found["bytes_per_token"] for found in run["entrants"].values())
     return float(run["bandwidth_bytes_per_second"] / widest)
 
 
@@ -121,7 +121,7 @@ def _table(run: Mapping[str, Any]) -> str:
         "x plain",
     )
     rows = ["<tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
-    for name, found in run["contestants"].items():
+    for name, found in run["entrants"].items():
         cells = (
             html.escape(name),
             f"{found['decode_tokens_per_second']['median']:.1f}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from decoding_contestants import Prompts
+from decoding_entrants import Prompts
 from trained_exits import Training, sources, trained_exits
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -13,11 +13,11 @@ def print_comparison(model: str, run: Mapping[str, Any]) -> None:
     """What `Compared.to_dict` gives."""
     gigabytes = run["bandwidth_bytes_per_second"] / 1e9
     table = Table(title=f"{model}, batch {run['batch']} (memory read at {gigabytes:.1f} GB/s)")
-    table.add_column("contestant")
+    table.add_column("entrant")
     columns = ("tok/s", "low", "high", "first token", "accepted", "tok/pass", "of limit", "x transformers", "x plain")
     for name in columns:
         table.add_column(name, justify="right")
-    for name, found in run["contestants"].items():
+    for name, found in run["entrants"].items():
         rate = found["decode_tokens_per_second"]
         table.add_row(
             name,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from decoding_compare import compare
-from decoding_contestants import DraftConfig, Transformers, Truedepth, compiled
+from decoding_entrants import DraftConfig, Transformers, Truedepth, compiled
 from decoding_subjects import Subject, source_of
 from transformers import PreTrainedModel
 

@@ -150,7 +150,7 @@ class TestFiles:
         tiny.tokenizer.save_pretrained(tmp_path)
         build(tiny).save(tmp_path, tiny.model, tiny.tokenizer)
         again = load(str(tmp_path), device="cpu")
-        with Engine(again.model):  # the head is hollow now
+        with Engine(again.model):  # the head is freed now
             assert DraftVocabulary.load(tmp_path, again.model, again.tokenizer).coverage
 
     def test_by_hand(self, tmp_path: Path, tiny: LoadedModel) -> None:

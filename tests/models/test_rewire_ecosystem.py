@@ -113,7 +113,7 @@ def test_mean_of_layers_with_adapters_is_refused(tiny_model: Any, token_ids: Any
     with pytest.raises(UnsupportedModelError, match=r"stage '\(1\+2\)'.*adapters.*merge_and_unload"):
         apply(model, plan_of("0 (1+2)"))
     assert applied_plan(model) is None
-    # The other way round is sound: the adapters learn beside the mean.
+    # The other way round is sound: the adapters are trained beside the mean.
     merged = with_adapters(apply(tiny_model("llama"), plan_of("0 (1+2)")))
     train_a_step(merged, token_ids(2, 12))
     restore(merged)

@@ -84,14 +84,14 @@ def test_gradient_checkpointing_over_several_forwards(tiny_model: Any, token_ids
     mask = torch.tensor([[0] * 8 + [1] * 4, [1] * 12])
     apply(model, plan_of("(0|2) 4"))
 
-    def learn() -> dict[str, Tensor]:
+    def trained() -> dict[str, Tensor]:
         losses = [model(ids, labels=ids).loss, model(ids, attention_mask=mask, labels=ids).loss]
         sum(losses).backward()  # type: ignore[union-attr]
         return gradients(model)
 
-    expected = learn()
+    expected = trained()
     model.gradient_checkpointing_enable()
-    assert_same_gradients(learn(), expected)
+    assert_same_gradients(trained(), expected)
 
 
 def test_dropout_differs_between_the_members_of_a_group(tiny_model: Any, token_ids: Any) -> None:

@@ -131,7 +131,7 @@ class Engine:
         Args:
             drafts: what to speculate with; none: plain decoding.
             policy: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
-            choosers: one for each request, in place of what its sampling says.
+            samplers: one for each request, instead of what its sampling parameters say.
             observers: who is shown the target's hidden states.
 
         Returns:

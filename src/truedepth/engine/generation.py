@@ -192,8 +192,8 @@ def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
         detokenizer.finish()
     read, written = len(sequence.request.prompt_ids), sequence.new_tokens
     for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
-        places = list(run)
-        first, end = places[0], places[-1] + 1
+        positions = list(run)
+        first, end = positions[0], positions[-1] + 1
         # A token that ends the sequence has no text.
         text = "".join(detokenizer.texts[first:end])
         yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)

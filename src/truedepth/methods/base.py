@@ -14,7 +14,7 @@ from truedepth.plan import DepthPlan
 
 
 class Evidence(Protocol):
-    """What a method may learn about a model from calibration text. All of it comes from one forward pass,
+    """What a method may look at of a model on calibration text. All of it comes from one forward pass,
     except `losses`, which reuses that pass up to the first layer that plans change.
 
     `truedepth.evaluation.calibration.Calibration` is the implementation for a real model.

@@ -9,16 +9,16 @@ _PRIOR = (2.0, 4.0)
 """Tokens taken and seen before any was."""
 
 _MEMORIES = (8.0, 64.0)
-"""Places that an estimate of acceptance remembers, about."""
+"""Tokens that an estimate of acceptance remembers, about."""
 
 _CHANGE = 0.02
-"""Chance at each place that another memory than before describes acceptance best."""
+"""Chance at each token that another memory than before describes acceptance best."""
 
 _BIN_EDGES = (0.3, 0.5, 0.65, 0.77, 0.86, 0.92, 0.96, 0.985)
 """Between the bins of confidence: from one to the next the chance of an error falls by about a third."""
 
 _BIN_MEMORY, _BIN_PRIOR = 48.0, 8.0
-"""Places that a bin remembers, about, and how many make it count as much as the rate over all bins."""
+"""Tokens that a bin remembers, about, and how many make it count as much as the rate over all bins."""
 
 
 class AcceptanceEstimate:
@@ -27,7 +27,7 @@ class AcceptanceEstimate:
     `rate` is for a token that the draft has not made yet, if those before it are taken. It is the mean of estimates
     that forget quickly and slowly, (taken + 1/2) / (seen + 1) each, weighted by how well they foretold what was seen
     ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998): steady while nothing changes,
-    and quick when something does. `of` is for a token whose confidence is known, told from places with alike ones.
+    and quick when something does. `of` is for a token whose confidence is known, from tokens with alike ones.
     """
 
     def __init__(self) -> None:

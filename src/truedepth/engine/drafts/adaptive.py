@@ -218,8 +218,8 @@ class AdaptivePolicy:
         """Count each sequence's tokens up to the first that was refused."""
         seen = [min(count + 1, step.drafted) for count in step.accepted]
         self._acceptance[draft].see(sum(step.accepted), sum(seen))
-        for count, places, own in zip(step.accepted, seen, step.confidences or repeat(()), strict=False):
-            for position, confidence in enumerate(own[:places]):
+        for count, judged, own in zip(step.accepted, seen, step.confidences or repeat(()), strict=False):
+            for position, confidence in enumerate(own[:judged]):
                 self._acceptance[draft].see_confidence(confidence, position < count)
 
     def _settle(self, step: Round, costs: BatchCosts) -> None:

@@ -15,7 +15,7 @@ class Round:
         draft: index of the draft that was used, or None for a plain step.
         drafted: tokens drafted for each sequence.
         accepted: how many of them each sequence took.
-        confidences: the draft's probability of its choices, by sequence and place; empty unless asked for.
+        confidences: the draft's probability of its choices, by sequence and position; empty unless asked for.
         draft_seconds, verify_seconds: what drafting and the target's pass took.
         shadow: for each draft, how many of the tokens looked at it would have drafted right, and how many those were,
             told from hidden states that the step made anyway; empty unless asked for, (0, 0) for a draft that is not
@@ -52,7 +52,7 @@ class SpeculationPolicy(Protocol):
 
         Args:
             drafted: tokens drafted so far in this round, at least 1.
-            confidences: the draft's probability of each, by sequence and place.
+            confidences: the draft's probability of each, by sequence and position.
         """
         ...
 

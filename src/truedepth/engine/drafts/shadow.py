@@ -26,8 +26,8 @@ def tell_shadow(
         tokens: what the step came to, (B, T), int64: the accepted tokens of a sequence and the one after.
         accepted: of each sequence.
     """
-    places = torch.arange(tokens.shape[1], device=tokens.device)
-    real = places <= torch.tensor(accepted, device=tokens.device)[:, None]  # (B, T)
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    real = positions <= torch.tensor(accepted, device=tokens.device)[:, None]  # (B, T)
     return tuple(_judge(draft, states, tokens, real) for draft in drafts)
 
 

@@ -25,13 +25,13 @@ class Batch:
     """One batch while it is written.
 
     Attributes:
-        trunk: the model.
+        runner: the model.
         target: the plan whose tokens, or distribution, the result has.
         active: the sequences that have not finished, by row of the caches.
         cache: the target's entries.
         capacity: tokens a row of any cache has room for.
         run: `ModelRunner.run`, or what stands for it.
-        stride: see `ModelRunner.place`.
+        stride: see `ModelRunner.context`.
     """
 
     runner: ModelRunner

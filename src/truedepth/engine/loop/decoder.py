@@ -49,7 +49,7 @@ class Decoder:
     """One batch of sequences, written until each has finished.
 
     Args:
-        trunk: the model.
+        runner: the model.
         target: the plan whose tokens, or distribution, the result has.
         drafts: what the policy chooses from.
         sequences: of any lengths.

@@ -92,7 +92,7 @@ def drafter_of(draft: AnyDraft, batch: Batch, cache: KVCache) -> Drafter:
 
 
 def confidences_of(proposals: Sequence[Proposal]) -> tuple[tuple[float, ...], ...]:
-    """By sequence and place; empty where none were asked for."""
+    """By sequence and position; empty where none were asked for."""
     return tuple(zip(*(proposal.confidences for proposal in proposals), strict=True))
 
 

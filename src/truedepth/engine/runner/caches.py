@@ -1,6 +1,6 @@
 """Keys and values, and hidden states, of a batch of sequences, in memory that is allocated once.
 
-Every sequence stands at its own position. A token's entries go to its sequence's row and its own place in it, so
+Every sequence stands at its own position. A token's entries go to its sequence's row and its own position in it, so
 taking back a token is no work at all: the next token that stands there overwrites it.
 """
 
@@ -87,7 +87,7 @@ class ReadOnlyCache:
 
 
 class StateTable:
-    """A hidden state for each place of up to `rows` sequences of up to `capacity` tokens; zeros where none was written.
+    """A hidden state for each slot of up to `rows` sequences of up to `capacity` tokens; zeros where none was written.
 
     Memory is allocated at the first writing, as wide as what is written.
     """
@@ -97,7 +97,7 @@ class StateTable:
         self._held: Tensor | None = None
 
     def write(self, states: Tensor, slots: Tensor) -> None:
-        """Put states, (B, T, W), into their slots: row * capacity + place, (B * T,), int64."""
+        """Put states, (B, T, W), into their slots: row * capacity + position, (B * T,), int64."""
         if self._held is None:
             self._held = states.new_zeros(self.rows * self.capacity, states.shape[-1])
         self._held.index_copy_(0, slots, states.flatten(0, 1))

@@ -53,7 +53,7 @@ class ForwardContext:
         return [self.positions, self.slots, *masks, *(part for pair in self.rotary.values() for part in pair)]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> ForwardContext:
-        """The same place with other tensors, in the order of `tensors`."""
+        """The same context with other tensors, in the order of `tensors`."""
         positions, slots, *others = tensors
         left = iter(others)
         masks = {window: None if mask is None else next(left) for window, mask in self.masks.items()}
@@ -183,8 +183,8 @@ class ModelRunner:
             rotary=self._rotary_embeddings(positions),
         )
 
-    def place_at(self, positions: Tensor, mask_of: Callable[[int | None], Tensor]) -> ForwardContext:
-        """A place in no preallocated cache, of any positions and masks, for caches that need neither row nor slot.
+    def context_at(self, positions: Tensor, mask_of: Callable[[int | None], Tensor]) -> ForwardContext:
+        """A context in no preallocated cache, of any positions and masks, for caches that need neither row nor slot.
 
         Args:
             positions: (B, T), int64.
@@ -212,7 +212,7 @@ class ModelRunner:
 
         Args:
             hidden: what goes into the first of them, (B, T, D).
-            place: where its tokens stand.
+            context: where its tokens stand.
             cache_of: the cache of each layer. Writes the entries of the layers that run.
 
         Returns:

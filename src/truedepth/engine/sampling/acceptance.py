@@ -13,7 +13,7 @@ def accept_greedy(drafted: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         drafted: (B, d), int64.
-        chosen: the target's most likely token at each of the drafted places and the one after, (B, d + 1), int64.
+        chosen: the target's most likely token at each of the drafted positions and the one after, (B, d + 1), int64.
 
     Returns:
         How many drafted tokens are taken, (B,), and the target's token after them, (B,).
@@ -28,7 +28,7 @@ def accept_sampled(
     """Speculative sampling (arXiv 2211.17192, algorithm 1): the result is distributed as the target's own samples.
 
     A token x drawn from q is taken with probability min(1, p(x) / q(x)). After the first that is not, the next token
-    comes from max(0, p - q), normalised; where all are taken, from p at the place after.
+    comes from max(0, p - q), normalised; where all are taken, from p at the position after.
 
     Args:
         drafted: (B, d), int64, drawn from `draft`.

@@ -133,7 +133,7 @@ class _Marks:
         self._later: list[Tensor] = []  # the starts of each later position
 
     def first_position(self, runner: ModelRunner, starts: Tensor) -> ForwardContext:
-        return runner.place_at(self._positions, lambda window: _mask(self._before(starts, 0, window), runner))
+        return runner.context_at(self._positions, lambda window: _mask(self._before(starts, 0, window), runner))
 
     def later_position(self, runner: ModelRunner, starts: Tensor, ahead: int) -> ForwardContext:
         """Of the tokens `ahead` of the starts, (B, n), which see what stands up to the start, and their own draft."""
@@ -146,7 +146,7 @@ class _Marks:
                 seen.append((starts[:, :, None] == others[:, None, :]) & near)  # (B, n, n')
             return _mask(torch.cat(seen, 2), runner)
 
-        return runner.place_at(self._positions.gather(1, starts) + ahead, mask_of)
+        return runner.context_at(self._positions.gather(1, starts) + ahead, mask_of)
 
     def _before(self, starts: Tensor, ahead: int, window: int | None) -> Tensor:
         """Which tokens of the rows are seen from `ahead` of the starts: (B, n, T)."""

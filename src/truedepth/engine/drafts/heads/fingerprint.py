@@ -58,7 +58,7 @@ class Fingerprint:
         head: Any = model.get_submodule(family.head)
         layers = family.decoder_layers(model)
         ids = _evenly(embed.weight.shape[0], _ROWS).to(embed.weight.device)
-        # By the module and not its table, which is hollow while the model is packed.
+        # By the module and not its table, whose memory is freed while the model is packed.
         rows = embed(ids).float().cpu()  # (n, D)
         gains = [gain for module in (*layers, model.get_submodule(family.final_norm)) for gain in _gains(module)]
         return cls(

@@ -47,7 +47,7 @@ class SharedRows(nn.Module):
 
 
 def head_rows(model: PreTrainedModel, ids: Tensor) -> nn.Linear | None:
-    """Some rows of a model's LM head, (V',), int64; None while the model is packed: its engine's trunk has them."""
+    """Some rows of a model's LM head, (V',), int64; None while the model is packed: its engine's runner has them."""
     head: Any = model.get_submodule(family_of(model.config).head)
     return None if is_freed(head.weight) else ModelRunner(model).head_rows(ids.to(head.weight.device))
 

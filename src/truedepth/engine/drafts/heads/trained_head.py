@@ -48,7 +48,7 @@ class HeadCard(Card):
     text: str = Field(description="the text that it was trained on")
     agreement: dict[str, list[Annotated[float, Field(ge=0, le=1)]]] = Field(
         description="by held-out text: the share of the model's tokens that it drafts right at the first drafted "
-        "place; at the second, where the first was right; and so on"
+        "position; at the second, where the first was right; and so on"
     )
 
 
@@ -62,7 +62,7 @@ class TrainedHead(nn.Module, ABC):
         ids: the token id of each column of its logits, (V',), int64.
         model_name: what the model was called.
         text: the text that it was trained on, in words.
-        agreement: by held-out text and drafted place, 0 to 1; see `HeadCard`.
+        agreement: by held-out text and drafted position, 0 to 1; see `HeadCard`.
     """
 
     ids: Tensor

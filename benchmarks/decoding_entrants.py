@@ -28,14 +28,14 @@ class Answer:
     """How a batch of prompts was answered.
 
     Attributes:
-        tokens: the new ones of each sequence; empty where the contestant gives only text.
-        text: of the sequence, where the contestant gives no tokens.
+        tokens: the new ones of each sequence; empty where the entrant gives only text.
+        text: of the sequence, where the entrant gives no tokens.
         new: new tokens of all sequences.
         early: those of them that were there when the first was.
         first_seconds: until the first token.
         seconds: until the last.
         passes: target passes after the first token, for each sequence.
-        drafted, accepted: tokens, where the contestant speculates.
+        drafted, accepted: tokens, where the entrant speculates.
     """
 
     tokens: list[list[int]]
@@ -184,7 +184,7 @@ class Transformers:
 
     @contextmanager
     def _configured(self, passes: list[int]) -> Iterator[None]:
-        """Put the settings in force, and note the passes of a contestant that speculates."""
+        """Put the settings in force, and note the passes of a entrant that speculates."""
         config: Any = self.model.generation_config
         before = {name: getattr(config, name) for name in self.settings}
         hook = None
