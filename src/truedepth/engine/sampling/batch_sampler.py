@@ -116,7 +116,7 @@ class BatchSampler:
         return all(self._samplers[sequence.index].greedy for sequence in sequences)
 
     def _process(self, logits: Tensor, sequences: Sequence[SequenceState], drafted: Sequence[Proposal]) -> Tensor:
-        """The logits that choices are made from, (B, T, V): the last T positions of the context with what was drafted."""
+        """The logits to choose from, (B, T, V): the last T positions of the context with what was drafted."""
         samplers = [self._samplers[sequence.index] for sequence in sequences]
         if not any(sampler.processors for sampler in samplers):
             return logits.float()
