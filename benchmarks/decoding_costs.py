@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -15,6 +15,7 @@ from decoding_entrants import DraftConfig, Truedepth
 from decoding_subjects import Subject
 
 from truedepth.engine.drafts.adaptive import AdaptivePolicy
+from truedepth.engine.drafts.drafts import Draft
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.runner.caches import KVCache
@@ -50,11 +51,20 @@ def _variants(tested: Subject, vocabulary: DraftVocabulary, length: int) -> list
     chosen = [(), *((part,) for part in parts), parts]
     variants: list[DraftConfig] = [Truedepth("plain", tested.engine)]
     for on in chosen:
-        draft = tested.engine.draft(plan, vocabulary=vocabulary if parts[1] in on else None, share=parts[0] in on)
+        draft = tested.engine.draft(plan, vocabulary=vocabulary if parts[1] in on else None)
+        if parts[0] not in on:
+            draft = _apart(draft)
         policy = partial(AdaptivePolicy, 1) if parts[2] in on else partial(FixedPolicy, length)
         name = "all three" if len(on) == len(parts) else on[0] if on else "none of the three"
         variants.append(Truedepth(name, tested.engine, (draft,), policy))
     return variants
+
+
+def _apart(draft: Draft) -> Draft:
+    """The same draft with all of its states and cache entries apart from the target's."""
+    alone = draft.shared + draft.alone
+    kept = frozenset(layer for stage in alone for layer in stage.layers)
+    return replace(draft, shared=(), alone=alone, rest=draft.shared + draft.rest, kept=kept)
 
 
 def verify_cost(tested: Subject, batches: Sequence[int], rounds: int, progress: Progress) -> dict[str, Any]:

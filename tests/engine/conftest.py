@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from truedepth.engine.drafts.drafts import Draft
 from truedepth.engine.sampling.request import Request
 from truedepth.plan import DepthPlan
 
@@ -19,6 +21,18 @@ def plan_of() -> Callable[..., DepthPlan]:
 
     def make(notation: str, form: Any = "lp", prefill: Any = "plan") -> DepthPlan:
         return DepthPlan.parse(notation, NUM_LAYERS, form, prefill)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def apart() -> Callable[[Draft], Draft]:
+    """`apart(draft)`: the same draft with all of its states and cache entries apart from the target's."""
+
+    def make(draft: Draft) -> Draft:
+        alone = draft.shared + draft.alone
+        kept = frozenset(layer for stage in alone for layer in stage.layers)
+        return replace(draft, shared=(), alone=alone, rest=draft.shared + draft.rest, kept=kept)
 
     return make
 

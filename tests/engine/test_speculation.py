@@ -16,7 +16,7 @@ from truedepth.engine.sampling.acceptance import accept_greedy
 from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
-from truedepth.errors import PlanError, UnsupportedModelError
+from truedepth.errors import PlanError
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 
@@ -93,13 +93,14 @@ def test_every_family_and_kind_of_draft(
 @pytest.mark.slow
 @pytest.mark.parametrize(("share", "vocabulary"), [(True, PART), (False, None)], ids=["shared", "apart"])
 def test_every_family_alone_and_in_batches_at_length(
-    family_name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any
+    family_name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any, apart: Any
 ) -> None:
     model, requests = tiny_model(family_name), asked([12, 8, 10, 12])
     with Engine(model) as engine:
         expected = tokens(engine.generate(requests))
         for notation, form, prefill in DRAFTS:
-            draft = engine.draft(plan_of(notation, form, prefill), share=share, vocabulary=vocabulary)
+            draft = engine.draft(plan_of(notation, form, prefill), vocabulary=vocabulary)
+            draft = draft if share else apart(draft)
             assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, notation
             alone = [engine.generate([request], drafts=[draft], policy=FixedPolicy(3))[0] for request in requests[1:2]]
             assert tokens(alone) == expected[1:2], notation
@@ -109,13 +110,14 @@ def test_every_family_alone_and_in_batches_at_length(
 @pytest.mark.parametrize("vocabulary", [None, PART], ids=["whole vocabulary", "part"])
 @pytest.mark.parametrize("name", ["llama", pytest.param("gemma2", marks=pytest.mark.slow)])
 def test_with_and_without_sharing_and_draft_vocabulary(
-    name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any, generated: Any
+    name: str, share: bool, vocabulary: Any, tiny_model: Any, plan_of: Any, asked: Any, generated: Any, apart: Any
 ) -> None:
     model, requests = tiny_model(name), asked([8, 4, 7, 5])
     expected = generated(model, requests)
     with Engine(model) as engine:
         for notation in ("0-2", "0 2 3 5"):
-            draft = engine.draft(plan_of(notation), share=share, vocabulary=vocabulary)
+            draft = engine.draft(plan_of(notation), vocabulary=vocabulary)
+            draft = draft if share else apart(draft)
             assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected
             assert tokens(engine.generate(requests[:1], drafts=[draft], policy=FixedPolicy(3))) == expected[:1]
 
@@ -138,25 +140,19 @@ def test_what_draft_and_target_share(
     target: Any, draft: Any, shared: int, kept: set[int], tiny_model: Any, plan_of: Any
 ) -> None:
     with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
-        found, apart = (engine.draft(plan_of(*draft), share=share) for share in (True, False))
+        found = engine.draft(plan_of(*draft))
     whole, aim = plan_of(*draft).stages, plan_of(*target).stages
     assert (found.shared, found.alone, found.rest) == (whole[:shared], whole[shared:], aim[shared:])
     assert found.kept == kept
-    assert (apart.shared, apart.alone, apart.rest) == ((), whole, aim)
-    assert apart.kept == set(plan_of(*draft).layers_used)
 
 
-def test_sharing_drafts_the_same_tokens_at_first(tiny_model: Any, plan_of: Any, asked: Any) -> None:
+def test_sharing_drafts_the_same_tokens_at_first(tiny_model: Any, plan_of: Any, asked: Any, apart: Any) -> None:
     """An early exit does the same work with and without sharing."""
     with Engine(tiny_model("llama")) as engine:
+        shared = engine.draft(plan_of("0-3"))
         rounds = [
-            [
-                result.steps
-                for result in engine.generate(
-                    asked(20), drafts=[engine.draft(plan_of("0-3"), share=share)], policy=FixedPolicy(3)
-                )
-            ]
-            for share in (True, False)
+            [result.steps for result in engine.generate(asked(20), drafts=[draft], policy=FixedPolicy(3))]
+            for draft in (shared, apart(shared))
         ]
     assert rounds[0] == rounds[1]
 
@@ -164,13 +160,14 @@ def test_sharing_drafts_the_same_tokens_at_first(tiny_model: Any, plan_of: Any, 
 @pytest.mark.parametrize("target", TARGETS, ids=" ".join)
 @pytest.mark.parametrize("share", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_every_target_under_hostile_drafts(
-    target: tuple[str, str, str], share: bool, tiny_model: Any, plan_of: Any, asked: Any
+    target: tuple[str, str, str], share: bool, tiny_model: Any, plan_of: Any, asked: Any, apart: Any
 ) -> None:
     requests = asked([4, 3, 6, 5])
     with Engine(tiny_model("llama"), target=plan_of(*target)) as engine:
         expected = tokens(engine.generate(requests))
         for plan in HOSTILE:
-            draft = engine.draft(plan_of(*plan), share=share)
+            draft = engine.draft(plan_of(*plan))
+            draft = draft if share else apart(draft)
             assert tokens(engine.generate(requests, drafts=[draft], policy=FixedPolicy(3))) == expected, plan
 
 
@@ -219,10 +216,10 @@ def test_a_draft_may_use_the_targets_merged_layers_but_no_others(tiny_model: Any
             engine.draft(plan_of("0 (3+4) 5"))
 
 
-def test_a_draft_that_is_the_target_is_always_right(tiny_model: Any, plan_of: Any, asked: Any) -> None:
+def test_a_draft_that_is_the_target_is_always_right(tiny_model: Any, plan_of: Any, asked: Any, apart: Any) -> None:
     with Engine(tiny_model("gemma2")) as engine:
-        for share in (True, False):
-            draft = engine.draft(plan_of("0-5"), share=share)
+        shared = engine.draft(plan_of("0-5"))
+        for draft in (shared, apart(shared)):
             results = engine.generate(asked(21), drafts=[draft], policy=FixedPolicy(4))
             assert all(result.acceptance == 1 for result in results)
             assert all(len(result.steps) == 4 for result in results)
@@ -256,10 +253,11 @@ def test_an_end_token_inside_a_draft(tiny_model: Any, plan_of: Any, asked: Any, 
 
 
 @pytest.mark.parametrize("share", [True, False])
-def test_nothing_is_drafted_beyond_the_end(share: bool, tiny_model: Any, plan_of: Any, asked: Any) -> None:
+def test_nothing_is_drafted_beyond_the_end(share: bool, tiny_model: Any, plan_of: Any, asked: Any, apart: Any) -> None:
     """With a draft that is never wrong, all that is drafted is written: at most the target's last token is not."""
     with Engine(tiny_model("llama")) as engine:
-        draft, policy = engine.draft(plan_of("0-5"), share=share), FixedPolicy(8)
+        shared, policy = engine.draft(plan_of("0-5")), FixedPolicy(8)
+        draft = shared if share else apart(shared)
         ends = frozenset(text[5] for text in tokens(engine.generate(asked(12))))
         requests = asked(24, stop_token_ids=ends)
         together = engine.generate(requests, drafts=[draft], policy=policy)
@@ -335,13 +333,15 @@ def test_drafts_that_take_turns_with_plain_steps(
 
 
 @pytest.mark.parametrize("notation", ["0-5", "1 (2|0) 5"])
-def test_a_draft_sees_the_tokens_that_came_without_it(notation: str, tiny_model: Any, plan_of: Any, asked: Any) -> None:
+def test_a_draft_sees_the_tokens_that_came_without_it(
+    notation: str, tiny_model: Any, plan_of: Any, asked: Any, apart: Any
+) -> None:
     """Two drafts that do what the target does, on entries of their own, are always right, whoever has had turns."""
     rounds = [None, (0, 3), None, None, (1, 2), (0, 1), (1, 4), (0, 2), (2, 3), (1, 1)]
     with Engine(tiny_model("gemma3"), target=plan_of(notation)) as engine:
         twins = [
-            engine.draft(plan_of(notation), share=False),
-            engine.draft(plan_of(notation), share=False, vocabulary=DraftVocabulary(torch.arange(64))),
+            apart(engine.draft(plan_of(notation))),
+            apart(engine.draft(plan_of(notation), vocabulary=DraftVocabulary(torch.arange(64)))),
         ]
         drafts, policy = [*twins, engine.draft(plan_of("0 3 4"))], Scripted(rounds, least=0.0)
         results = engine.generate(asked([40, 9, 31, 22]), drafts=drafts, policy=policy)
@@ -386,7 +386,7 @@ def test_drafts_that_do_not_fit(tiny_model: Any, plan_of: Any) -> None:
             engine.draft(plan_of("0 (1+2) 3"))
 
 
-def test_what_the_target_may_be(tiny_model: Any, plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_target_may_be(tiny_model: Any, plan_of: Any) -> None:
     with pytest.raises(PlanError, match="is for 5 layers, but the model has 6"):
         Engine(tiny_model("llama"), target=DepthPlan.full(5))
     with pytest.raises(PlanError, match="apply"):
@@ -396,13 +396,3 @@ def test_what_the_target_may_be(tiny_model: Any, plan_of: Any, monkeypatch: pyte
         Engine(merged, target=plan_of("0-5"))
     with Engine(merged, target=plan_of("0 (1+2) 5")) as engine:
         assert engine.generate([Request([5, 6], 2)])
-    model = tiny_model("llama")
-    with Engine(model, target=plan_of("0 (1|2) 3")):
-        pass
-    from truedepth.families import family_of
-
-    monkeypatch.setitem(family_of(model.config).cannot, "par", "of a test")
-    with pytest.raises(UnsupportedModelError, match="of a test"):
-        Engine(model, target=plan_of("0 (1|2) 3", "par"))
-    with Engine(model) as engine, pytest.raises(UnsupportedModelError, match="of a test"):
-        engine.draft(plan_of("0 (1|2) 3", "par"))

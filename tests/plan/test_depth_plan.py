@@ -7,11 +7,11 @@ import json
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from truedepth.errors import PlanError, UsageError
-from truedepth.plan import FORMS, PREFILLS, DepthPlan, Stage
+from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Stage
 
 
 @st.composite
@@ -226,14 +226,40 @@ class TestFigures:
         assert DepthPlan.parse(data["notation"], data["num_layers"], data["form"], data["prefill"]) == plan
 
 
-@pytest.mark.parametrize(
-    ("notation", "shared"), [("0-3", 4), ("0 1 3", 2), ("1-9", 0), ("0 (1|2) 3", 1), ("0-9", 10), ("9", 0)]
-)
-def test_common_prefix_with_the_unmodified_model(notation: str, shared: int) -> None:
-    assert DepthPlan.parse(notation, 10).common_prefix(DepthPlan.full(10)) == shared
+class TestCommonPrefix:
+    @pytest.mark.parametrize(
+        ("one", "other", "form", "count"),
+        [
+            ("0-5", "0-5", "lp", 6),
+            ("0-5", "0-2", "lp", 3),
+            ("0-5", "1-5", "lp", 0),
+            ("0 (1|2) 3", "0 (1|2) 5", "lp", 2),
+            ("0 (1|2) 3", "0 (1|2) 3", "par", 1),
+            ("0 (1|2) 3", "0 (2|1) 3", "lp", 1),
+            ("0 1 2", "0 1 (2|3)", "par", 2),
+            ("0 (1+2) 3", "0 (1+2) 3", "par", 3),
+            ("0 (1+2) 3", "0 (1|2) 3", "lp", 1),
+        ],
+    )
+    def test_stages_that_compute_alike(self, one: str, other: str, form: Form, count: int) -> None:
+        assert DepthPlan.parse(one, 6).common_prefix(DepthPlan.parse(other, 6, form)) == count
 
+    @given(st.data())
+    def test_is_the_longest_beginning_that_both_have(self, data: st.DataObject) -> None:
+        """Of either order, whatever the prompt runs; plans are mostly alike at first, and one may end there."""
+        one = data.draw(plans())
+        kept = one.stages[: data.draw(st.integers(0, one.effective_depth))]
+        free = sorted(set(range(one.num_layers)) - {layer for stage in kept for layer in stage.layers})
+        tail = data.draw(st.lists(st.sampled_from(free), unique=True)) if free else []
+        assume(kept or tail)
+        stages = kept + tuple(Stage((layer,)) for layer in tail)
+        other = DepthPlan(stages, one.num_layers, data.draw(st.sampled_from(FORMS)))
 
-def test_groups_are_common_only_in_the_same_form() -> None:
-    plan = DepthPlan.parse("0 (1|2) 3", 10)
-    assert plan.common_prefix(plan.with_form("par")) == 1
-    assert plan.common_prefix(plan) == 3
+        def beginning(plan: DepthPlan, count: int) -> object:
+            stages = plan.stages[:count]
+            return stages, plan.form if any(stage.is_group for stage in stages) else None
+
+        shortest = min(one.effective_depth, other.effective_depth)
+        alike = [count for count in range(shortest + 1) if beginning(one, count) == beginning(other, count)]
+        assert one.common_prefix(other) == other.common_prefix(one) == max(alike)
+        assert alike == list(range(max(alike) + 1))

@@ -48,7 +48,7 @@ class Engine:
         target: the plan whose tokens, or distribution, results have; None: the plan that the model runs.
 
     Raises:
-        UnsupportedModelError: the family is unknown, or cannot run the target.
+        UnsupportedModelError: the family is unknown.
         PlanError: the target is for another number of layers, or merges layers that the model does not.
     """
 
@@ -80,12 +80,11 @@ class Engine:
         *,
         head: DraftHead | None = None,
         vocabulary: DraftVocabulary | None = None,
-        share: bool = True,
     ) -> Draft:
         """Prepare a plan as a draft, once for the same arguments; see `Draft.of`."""
         return self.once(
-            (plan, head, vocabulary, share),
-            lambda: Draft.of(plan, self.target, self.runner, head=head, vocabulary=vocabulary, share=share),
+            (plan, head, vocabulary),
+            lambda: Draft.of(plan, self.target, self.runner, head=head, vocabulary=vocabulary),
         )
 
     def draft_of(self, head: ExitHead | EagleHead, vocabulary: DraftVocabulary | None = None) -> AnyDraft:

@@ -55,14 +55,12 @@ class Draft:
         *,
         head: DraftHead | None = None,
         vocabulary: DraftVocabulary | None = None,
-        share: bool = True,
     ) -> Draft:
         """Prepare a draft for a target.
 
         Args:
             head: a trained exit head; None: the model's own norm and head.
             vocabulary: the tokens that the model's own head may draft; None: all. A trained head has its own.
-            share: False keeps all of the draft's states apart from the target's, to see what sharing is worth.
 
         Raises:
             PlanError: the draft is for another number of layers, or merges layers.
@@ -81,9 +79,9 @@ class Draft:
             )
         head = head_for(plan, runner, head, vocabulary)
         head_stages = runner.adopt(head.layers)
-        common = plan.common_prefix(target) if share else 0
+        common = plan.common_prefix(target)
         alone = plan.stages[common:] + head_stages
-        kept = _with_entries(alone) - (_with_entries(target.stages) if share else frozenset())
+        kept = _with_entries(alone) - _with_entries(target.stages)
         return cls(plan, plan.stages[:common], alone, target.stages[common:], kept, head)
 
 
