@@ -89,6 +89,10 @@ class TestJson:
         assert data["drafts"] == [{"draft": "0-5", "plan": DepthPlan.full(6).to_dict(), "vocabulary_size": None}]
         assert len(data["logprobs"]) == 9 and max(data["logprobs"]) < 0
 
+    def test_a_draft_given_twice(self, run: Any) -> None:
+        data = json.loads(run("--prompt", PROMPT, "--draft", "0-5", "--draft", "0-5", "--json")[1])
+        assert [draft["draft"] for draft in data["drafts"]] == ["0-5", "0-5"]
+
 
 @pytest.fixture
 def lossless_run(loaded: LoadedModel, tmp_path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 import truedepth
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.errors import MethodError, UsageError
 from truedepth.plan import DepthPlan
+from truedepth.plan.plan_file import save_plan
 
 DRAFT = "0-3 (4|5)"
 NEW = 16
@@ -251,6 +254,21 @@ def test_a_cache_that_holds_tokens_is_refused(model: Any, token_ids: Callable[..
 def test_a_streamer_for_several_rows_is_refused(model: Any, padded: dict[str, Tensor]) -> None:
     with pytest.raises(UsageError, match="one row, not 3"):
         model.generate(**padded, max_new_tokens=4, custom_generate=truedepth.speculate(DRAFT, streamer=Kept()))
+
+
+def test_all_of_a_finished_search_is_used(tiny_folder: Path, token_ids: Callable[..., Any], tmp_path: Path) -> None:
+    """Its draft vocabulary is known by the tokens that it stands for, so the engine must have a tokenizer."""
+    loaded = truedepth.load(str(tiny_folder))
+    DraftVocabulary(torch.arange(200)).save(tmp_path, loaded.model, loaded.tokenizer)
+    save_plan(DepthPlan.of_layers(range(5), 6), tmp_path / "plan.yaml")
+    ids = token_ids(1, 6)
+    expected = loaded.model.generate(ids, max_new_tokens=NEW, do_sample=False)
+    with Engine(loaded.model, loaded.tokenizer) as engine:
+        decode = truedepth.speculate(tmp_path, engine=engine)
+        written = loaded.model.generate(ids, max_new_tokens=NEW, do_sample=False, custom_generate=decode)
+    assert torch.equal(written, expected)
+    with pytest.raises(UsageError, match=r"open an engine with it, truedepth\.Engine\(model, tokenizer\)"):
+        loaded.model.generate(ids, max_new_tokens=NEW, custom_generate=truedepth.speculate(tmp_path))
 
 
 def test_a_draft_deeper_than_the_model_is_refused(model: Any) -> None:

@@ -174,11 +174,11 @@ class _Written:
     """What a call has brought.
 
     Attributes:
-        drafts: as they were given, with what was made of them.
+        drafts: each as it was given, and what was made of it.
     """
 
     result: GenerationResult
-    drafts: dict[str, AnyDraft]
+    drafts: list[tuple[str, AnyDraft]]
     gain: DraftingGain | None
     interrupted: bool
 
@@ -201,7 +201,7 @@ def _write(
         pieces = stream(engine, text, **options)
         interrupted = _show(pieces, silent=silent)
         gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
-    return _Written(pieces.result, dict(zip(drafts, prepared, strict=True)), gain, interrupted)
+    return _Written(pieces.result, list(zip(drafts, prepared, strict=True)), gain, interrupted)
 
 
 def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None) -> None:
@@ -210,7 +210,7 @@ def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None)
             "schema_version": _SCHEMA_VERSION,
             **written.result.to_dict(),
             "plan": plan.to_dict(),
-            "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts.items()],
+            "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts],
             **({"comparison": written.gain.to_dict()} if written.gain else {}),
             **({"ranks": _ranks_record(ranks)} if ranks else {}),
         }

@@ -65,7 +65,7 @@ def speculate(
 
     Args:
         draft, num_speculative_tokens, vocabulary: see `truedepth.generate`; no draft: plain decoding by the engine.
-        engine: an open engine of the model.
+        engine: an open engine of the model; with the tokenizer, where a draft vocabulary is read from a folder.
         streamer: in place of that of `generate`, which `transformers` does not hand on. For one row.
 
     Raises:

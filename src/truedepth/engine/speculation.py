@@ -113,5 +113,8 @@ class Speculation:
     @staticmethod
     def _load_vocabulary(folder: str | Path, engine: Engine) -> DraftVocabulary:
         if engine.tokenizer is None:
-            raise UsageError("a draft vocabulary is read by the model's tokenizer; open the engine with one")
+            raise UsageError(
+                "a draft vocabulary is known by its tokens, and the engine has no tokenizer; "
+                "open an engine with it, truedepth.Engine(model, tokenizer)"
+            )
         return DraftVocabulary.load(folder, engine.model, engine.tokenizer)
