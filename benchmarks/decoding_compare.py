@@ -1,4 +1,4 @@
-"""Contestants take turns on the same prompts; their figures, medians over the rounds."""
+"""Entrants take turns on the same prompts; their figures, medians over the rounds."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def subject(name: str, cache: Path, prompts_file: Path | None, count: int) -> It
     if name == TRAINED:
         prompts_file = cache / TRAINED / "prompts.jsonl"
     texts = BUILT_IN if prompts_file is None else read_prompts(prompts_file)
-    # Contestants write on beyond the end of a text, so that all do the same work.
+    # Entrants write on beyond the end of a text, so that all do the same work.
     config: Any = reference.model.generation_config
     config.eos_token_id = None
     with Engine(loaded.model, loaded.tokenizer) as engine:

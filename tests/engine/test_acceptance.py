@@ -80,7 +80,7 @@ def samples_of(target: Any) -> Law:
 
 
 def largest_difference(target: Any, draft: Any, limit: int, rule: Rule) -> float:
-    """Between the target's own samples, and a step whose open places are sampled from the target afterwards."""
+    """Between the target's own samples, and a step whose open positions are sampled from the target afterwards."""
     whole: Law = defaultdict(float)
     for run, weight in law_of_a_step(target, draft, limit, rule).items():
         for rest, share in samples_of(target[len(run) :]).items():

@@ -23,7 +23,7 @@ from truedepth.plan import DepthPlan
 PLAIN_SECONDS = 0.02
 
 Token = Callable[[random.Random, float], tuple[float, float]]
-"""From the place in the text, in tokens: a drafted token's confidence, and the chance that it is taken."""
+"""From the position in the text, in tokens: a drafted token's confidence, and the chance that it is taken."""
 
 
 def constant(chance: float) -> Token:

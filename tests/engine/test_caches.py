@@ -1,4 +1,4 @@
-"""The caches: every sequence in its own row, every token in its own place."""
+"""The caches: every sequence in its own row, every token at its own position."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from truedepth.engine.runner.caches import KVCache
 ROWS, CAPACITY, HEADS, DIM = 3, 7, 2, 4
 
 
-def slots(places: dict[int, list[int]]) -> torch.Tensor:
-    return torch.tensor([row * CAPACITY + position for row, own in places.items() for position in own])
+def slots(positions: dict[int, list[int]]) -> torch.Tensor:
+    return torch.tensor([row * CAPACITY + position for row, own in positions.items() for position in own])
 
 
 def entries(rows: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -23,7 +23,7 @@ def entries(rows: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.
     return keys, values
 
 
-def test_tokens_go_to_their_sequences_places() -> None:
+def test_tokens_go_to_their_sequences_positions() -> None:
     cache = KVCache(ROWS, CAPACITY)
     keys, values = entries(2, 2)
     cache.write(5, keys, values, slots({1: [0, 1], 2: [3, 4]}))
@@ -85,10 +85,10 @@ def test_any_history_of_writing_taking_back_and_moving(data: Any) -> None:
         tokens = data.draw(st.integers(1, 3))
         if max(map(len, alive)) + tokens > CAPACITY:
             continue
-        places = {row: list(range(len(own), len(own) + tokens)) for row, own in enumerate(alive)}
+        positions = {row: list(range(len(own), len(own) + tokens)) for row, own in enumerate(alive)}
         new = torch.arange(number, number + len(alive) * tokens).view(len(alive), 1, tokens, 1)
         number += new.numel()
-        cache.write(3, new, -new, slots(places))
+        cache.write(3, new, -new, slots(positions))
         for own, run in zip(alive, new.flatten(1).tolist(), strict=True):
             own.extend(run)
         keys, values = cache.read(3, slice(0, len(alive)), max(map(len, alive)))

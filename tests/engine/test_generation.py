@@ -31,7 +31,7 @@ DRAFT = "0-3 (4|5)"
 @pytest.fixture(scope="module")
 def loaded(tiny_folder: Path) -> LoadedModel:
     found = load(str(tiny_folder), device="cpu", dtype="float32")
-    found.model.generation_config.eos_token_id = None  # a random model ends at random places
+    found.model.generation_config.eos_token_id = None  # a random model ends anywhere
     return found
 
 

@@ -67,7 +67,7 @@ SETTINGS = {
     "sampling_params", [*SETTINGS.values(), SamplingParams(temperature=2, top_k=3, repetition_penalty=2)]
 )
 def test_processed_as_transformers_does(sampling_params: SamplingParams, tiny_model: Any, token_ids: Any) -> None:
-    """Of several sequences and places at once, with contexts of unequal lengths."""
+    """Of several sequences and positions at once, with contexts of unequal lengths."""
     model = tiny_model("llama")
     config = GenerationConfig(
         do_sample=True,
@@ -129,7 +129,7 @@ def test_logits_that_are_not_numbers() -> None:
 
 # The distribution of texts
 
-VOCABULARY, PROMPT, PLACES = 8, [3, 4, 5], 3
+VOCABULARY, PROMPT, DRAWN = 8, [3, 4, 5], 3
 PART = DraftVocabulary(torch.tensor([6, 2, 3, 5, 0]))
 
 
@@ -153,12 +153,12 @@ def tiny_vocabulary(tiny_model: Any) -> Any:
 def exact(model: Any, sampling_params: SamplingParams) -> Tensor:
     """The probability of each continuation of `PROMPT` by three tokens, (V, V, V), from the model's own forward."""
     processors, law = sampling_params.processors(), torch.ones(1, dtype=torch.float64)
-    for position in range(PLACES):
+    for position in range(DRAWN):
         runs = torch.tensor([[*PROMPT, *run] for run in itertools.product(range(VOCABULARY), repeat=position)])
         with torch.no_grad():
-            logits = model(runs).logits[:, -1]  # (V ** place, V)
+            logits = model(runs).logits[:, -1]  # (V ** position, V)
         law = (law[:, None] * processors(runs, logits).double().softmax(-1)).flatten()
-    return law.view([VOCABULARY] * PLACES)
+    return law.view([VOCABULARY] * DRAWN)
 
 
 def counted(
@@ -172,17 +172,17 @@ def counted(
     )
     for first in range(0, samples, batch):
         requests = [
-            Request(PROMPT, PLACES + 1, replace(sampling_params, seed=seed), ignore_end=True)
+            Request(PROMPT, DRAWN + 1, replace(sampling_params, seed=seed), ignore_end=True)
             for seed in range(first, min(first + batch, samples))
         ]
         sequences = [SequenceState(index, request, frozenset(), None) for index, request in enumerate(requests)]
         samplers = [LogitsSampler.of(sampling_params)] * len(sequences)
         for _ in engine.steps(sequences, drafts=[draft], policy=FixedPolicy(2), samplers=samplers):
             pass
-        counts.update(tuple(sequence.tokens[len(PROMPT) : len(PROMPT) + PLACES]) for sequence in sequences)
+        counts.update(tuple(sequence.tokens[len(PROMPT) : len(PROMPT) + DRAWN]) for sequence in sequences)
         taken = [step for sequence in sequences for step in sequence.steps]
         assert 0 < sum(step.accepted for step in taken) < sum(step.drafted for step in taken)
-    table = torch.zeros([VOCABULARY] * PLACES)
+    table = torch.zeros([VOCABULARY] * DRAWN)
     for run, count in counts.items():
         table[run] = count
     return table

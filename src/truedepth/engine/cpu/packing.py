@@ -173,8 +173,8 @@ class _Table:
         freed = table.data
         table.data = self.rows(ids.flatten())
         try:
-            places = torch.arange(ids.numel()).view(ids.shape)
-            return type(self.embedding).forward(self.embedding, places)
+            positions = torch.arange(ids.numel()).view(ids.shape)
+            return type(self.embedding).forward(self.embedding, positions)
         finally:
             table.data = freed
 

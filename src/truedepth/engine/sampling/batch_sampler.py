@@ -40,7 +40,7 @@ class BatchSampler:
     """How each sequence's tokens are chosen.
 
     Args:
-        choosers: by `SequenceState.index`.
+        samplers: by `SequenceState.index`.
         vocabulary_size: V, columns of the target's logits.
     """
 

@@ -93,7 +93,7 @@ def _gains(module: nn.Module) -> list[Tensor]:
 
 
 def _evenly(size: int, count: int) -> Tensor:
-    """Up to `count` evenly spaced places in `size`, the first and the last among them: int64."""
+    """Up to `count` evenly spaced indices below `size`, the first and the last among them: int64."""
     return torch.linspace(0, size - 1, min(size, count), dtype=torch.float64).round().long()
 
 
