@@ -7,7 +7,7 @@ where the target has not been yet, its own last state stands in for the combined
 With h_d(t) the target's state at depth d of token t, e(t) its embedding, and n(x) = x / rms(x), token t of a text
 enters the head's first layer as
 
-    x(t) = s(t - 1) + E n(e(t)),    s(t) = F [n(h_d1(t)), ..., n(h_dk(t))] where the target has been,
+    x(t) = s(t - 1) + E n(e(t)),    s(t) = fc [n(h_d1(t)), ..., n(h_dk(t))] where the target has been,
                                     s(t) = the head's own last state at t elsewhere.
 
 EAGLE-3 gives the two summands to attention beside each other, which needs layers with wider projections. Summed, they
