@@ -6,12 +6,11 @@ import errno
 import os
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from truedepth.cli.options import examples
+from truedepth.cli.options import LazyGroup, examples
 from truedepth.errors import TruedepthError
 from truedepth.parallel.launch import may_report
 from truedepth.records.version import VERSION
@@ -40,30 +39,13 @@ class Settings:
     debug: bool = False
 
 
-class LazyGroup(click.Group):
-    """A group that knows its subcommands' help without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
-            return None
-        command = import_module(f"truedepth.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
-
-
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     ctx.ensure_object(Settings).debug = value
 
 
 @click.group(
     cls=LazyGroup,
+    modules={name: (name, summary) for name, summary in COMMANDS.items()},
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=examples(
         "truedepth optimize smollm2-135m --speedup 1.25 -o run",

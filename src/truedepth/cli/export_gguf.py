@@ -8,7 +8,14 @@ from typing import Literal
 
 import click
 
-from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
+from truedepth.cli.options import (
+    examples,
+    json_option,
+    model_argument,
+    plan_options,
+    print_json,
+    trust_remote_code_option,
+)
 
 
 @click.command(
@@ -37,7 +44,7 @@ from truedepth.cli.options import examples, json_option, model_argument, plan_op
     metavar="TYPE",
     help="Type of the matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@trust_remote_code_option
 @json_option
 def command(
     model: str,

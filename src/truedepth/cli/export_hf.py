@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
+from truedepth.cli.options import (
+    examples,
+    json_option,
+    model_argument,
+    plan_options,
+    print_json,
+    trust_remote_code_option,
+)
 from truedepth.models.loading.placement import DTYPES
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of the weights; auto keeps the model's.",
 )
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@trust_remote_code_option
 @json_option
 def command(
     model: str,

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from truedepth.cli.options import (
-    Command,
     examples,
     json_option,
     load_model,
     loading_options,
     model_argument,
+    options,
     plan_options,
     print_json,
 )
@@ -45,55 +45,47 @@ _SCHEMA_VERSION = 2
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
-def _sampling_options(command: Command) -> Command:
-    """The arguments of `truedepth.SamplingParams`."""
-    for option in (
-        click.option("--seed", type=int, help="The same seed gives the same text."),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            default=1.0,
-            show_default=True,
-            help="Make tokens that are there already this much less likely.",
-        ),
-        click.option("--min-p", type=float, help="Sample from tokens with this share of the likeliest one's chance."),
-        click.option("--top-p", type=float, help="Sample from the most likely tokens that have this probability."),
-        click.option("--top-k", type=int, help="Sample from the k most likely tokens."),
-        click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
-    ):
-        command = option(command)
-    return command
+_sampling_options = options(
+    click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy."),
+    click.option("--top-k", type=int, help="Sample from the k most likely tokens."),
+    click.option("--top-p", type=float, help="Sample from the most likely tokens that have this probability."),
+    click.option("--min-p", type=float, help="Sample from tokens with this share of the likeliest one's chance."),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Make tokens that are there already this much less likely.",
+    ),
+    click.option("--seed", type=int, help="The same seed gives the same text."),
+)
+"""The arguments of `truedepth.SamplingParams`."""
 
-
-def _draft_options(command: Command) -> Command:
-    """`--draft`, `--draft-length` and `--draft-vocabulary`."""
-    for option in (
-        click.option(
-            "--draft-vocabulary",
-            "vocabulary",
-            type=click.Path(path_type=Path, file_okay=False),
-            metavar="DIR",
-            help="Draft only the tokens of the draft vocabulary in this folder.",
-        ),
-        click.option(
-            "--draft-length",
-            "num_speculative_tokens",
-            type=int,
-            metavar="N",
-            help="Draft N tokens each time.  [default: what pays, as seen]",
-        ),
-        click.option(
-            "--draft",
-            "drafts",
-            multiple=True,
-            metavar="DRAFT",
-            help="Speculate: draft with this and let the model verify, which changes no text. Several times: choose "
-            f"among these. DRAFT is {PLAN_FORMATS}; the folder of a trained head or of its training; or 'default' for "
-            "the head that comes with the model. Of a run's folder everything is used, its draft vocabulary too.",
-        ),
-    ):
-        command = option(command)
-    return command
+_draft_options = options(
+    click.option(
+        "--draft",
+        "drafts",
+        multiple=True,
+        metavar="DRAFT",
+        help="Speculate: draft with this and let the model verify, which changes no text. Several times: choose among "
+        f"these. DRAFT is {PLAN_FORMATS}; the folder of a trained head or of its training; or 'default' for the head "
+        "that comes with the model. Of a run's folder everything is used, its draft vocabulary too.",
+    ),
+    click.option(
+        "--draft-length",
+        "num_speculative_tokens",
+        type=int,
+        metavar="N",
+        help="Draft N tokens each time.  [default: what pays, as seen]",
+    ),
+    click.option(
+        "--draft-vocabulary",
+        "vocabulary",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Draft only the tokens of the draft vocabulary in this folder.",
+    ),
+)
 
 
 @click.command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,54 +26,73 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON o
 """`--json`, passed as `as_json`."""
 
 
-def loading_options(command: Command) -> Command:
-    """`--dtype`, `--device` and `--trust-remote-code`: the keyword arguments of `truedepth.load`."""
-    for option in (
-        click.option(
-            "--trust-remote-code",
-            is_flag=True,
-            help="Run Python code that comes with the model.",
-        ),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            metavar="NAME",
-            help="auto, cpu, cuda, cuda:1 or mps.",
-        ),
-        click.option(
-            "--dtype",
-            type=click.Choice(DTYPES),
-            default="auto",
-            show_default=True,
-            help="Type of the weights; auto picks what the device is fast at.",
-        ),
-    ):
-        command = option(command)
-    return command
+trust_remote_code_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
+)
+"""`--trust-remote-code`."""
 
 
-def plan_options(command: Command) -> Command:
-    """`--plan`, `--form` and `--prefill`: the arguments of `truedepth.methods.plan_text.read_plan`."""
-    for option in (
-        click.option(
-            "--prefill",
-            type=click.Choice(PREFILLS),
-            help="What the prompt runs: the plan, or every layer.  [default: as in the plan file, else plan]",
-        ),
-        click.option(
-            "--form",
-            type=click.Choice(FORMS),
-            help="How groups run.  [default: as in the plan file, else lp]",
-        ),
-        click.option(
-            "--plan",
-            metavar="PLAN",
-            help=f"Run this plan: {PLAN_FORMATS}.",
-        ),
-    ):
-        command = option(command)
-    return command
+def options(*given: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in the order in which they are shown."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(given):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+loading_options = options(
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        show_default=True,
+        help="Type of the weights; auto picks what the device is fast at.",
+    ),
+    click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."),
+    trust_remote_code_option,
+)
+"""`--dtype`, `--device` and `--trust-remote-code`: the keyword arguments of `truedepth.load`."""
+
+plan_options = options(
+    click.option("--plan", metavar="PLAN", help=f"Run this plan: {PLAN_FORMATS}."),
+    click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the plan file, else lp]"),
+    click.option(
+        "--prefill",
+        type=click.Choice(PREFILLS),
+        help="What the prompt runs: the plan, or every layer.  [default: as in the plan file, else plan]",
+    ),
+)
+"""`--plan`, `--form` and `--prefill`: the arguments of `truedepth.methods.plan_text.read_plan`."""
+
+
+class LazyGroup(click.Group):
+    """A group that knows its subcommands' help without importing them.
+
+    Args:
+        modules: by a subcommand's name, the module of this package whose `command` it is, and its help in one line.
+        title: of their list.
+    """
+
+    def __init__(self, *args: Any, modules: dict[str, tuple[str, str]], title: str = "Commands", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._modules, self._title = modules, title
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._modules)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._modules:
+            return None
+        command = import_module(f"truedepth.cli.{self._modules[cmd_name][0]}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section(self._title):
+            formatter.write_dl([(name, summary) for name, (_, summary) in self._modules.items()])
 
 
 def load_model(model: str, **loading: Any) -> LoadedModel:

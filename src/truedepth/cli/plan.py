@@ -10,7 +10,14 @@ from typing import Any
 import click
 
 from truedepth.cli.method_options import options_of, parameters_of
-from truedepth.cli.options import examples, json_option, load_model, loading_options, print_json
+from truedepth.cli.options import (
+    examples,
+    json_option,
+    load_model,
+    loading_options,
+    print_json,
+    trust_remote_code_option,
+)
 from truedepth.errors import UsageError
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
 from truedepth.methods.registry import all_methods, get_method
@@ -69,7 +76,7 @@ def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
 
     @click.option("--layers", type=click.IntRange(1, 10_000), metavar="N", help="The model's number of layers.")
     @click.option("--model", metavar="MODEL", help="The model itself, instead of --layers.")
-    @click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+    @trust_remote_code_option
     @_output_options
     def run(
         layers: int | None,

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import examples, json_option, model_argument, plan_options, print_json
+from truedepth.cli.options import (
+    examples,
+    json_option,
+    model_argument,
+    plan_options,
+    print_json,
+    trust_remote_code_option,
+)
 from truedepth.methods.plan_text import read_plan
 from truedepth.plan import Form, Prefill
 
@@ -39,7 +46,7 @@ AT_LEAST_1 = click.IntRange(1)
 @click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
 @click.option("--context", type=AT_LEAST_1, help="Tokens in the KV cache of each.  [default: those of the prompt]")
 @click.option("--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt.")
-@click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with the model.")
+@trust_remote_code_option
 @json_option
 def command(
     model: str,
