@@ -241,5 +241,4 @@ class RecoveryTrainer(DepthTrainer):
             for batch in batch_samples:
                 positions = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
                 batch["labels"] = batch["labels"].masked_fill(positions < self._starts(batch)[:, None], IGNORED)
-        parent: Any = super()
-        return parent._get_num_items_in_batch(batch_samples, device)
+        return super()._get_num_items_in_batch(batch_samples, device)
