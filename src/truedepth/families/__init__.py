@@ -8,10 +8,10 @@ A file says where a layer's attention and FFN branches are, as names of submodul
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from truedepth.errors import UnsupportedModelError
 
@@ -47,11 +47,13 @@ class Family:
         by_layer: entries of the configuration that are lists with one value a layer, where a configuration has them.
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     name: str
     model_types: tuple[str, ...]
     attention: Branch
     ffn: Branch
-    cannot: dict[Ability, str]
+    cannot: dict[Ability, str] = field(default_factory=dict)
     layers: str = "model.layers"
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -107,12 +109,6 @@ def family_of(config: PreTrainedConfig) -> Family:
 
 
 def _read(name: str, text: str) -> Family:
-    facts: dict[str, Any] = tomllib.loads(text)
-    facts["model_types"] = tuple(facts["model_types"])
-    facts.setdefault("cannot", {})
-    if "by_layer" in facts:
-        facts["by_layer"] = tuple(facts["by_layer"])
-    for branch in ("attention", "ffn"):
-        parts = facts[branch]
-        facts[branch] = Branch(tuple(parts["before"]), parts["module"], tuple(parts["after"]))
-    return Family(name=name, **facts)
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Family).validate_python({"name": name, **tomllib.loads(text)})

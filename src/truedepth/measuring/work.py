@@ -62,8 +62,7 @@ class ForwardWork:
 
     def stage_layers(self, stage: Stage) -> tuple[LayerWork, ...]:
         """The layers whose work a stage does; a merged stage does that of one layer."""
-        used = stage.layers[:1] if stage.merged else stage.layers
-        return tuple(self.layers[index] for index in used)
+        return tuple(self.layers[index] for index in stage.layers_run)
 
     def step_bytes(self, plan: DepthPlan) -> int:
         """Bytes that one pass under `plan` reads."""

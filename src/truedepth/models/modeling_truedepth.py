@@ -18,18 +18,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaForCausalLM, LlamaModel
-from transformers.models.mistral.configuration_mistral import MistralConfig
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer, MistralForCausalLM, MistralModel
-from transformers.models.phi3.configuration_phi3 import Phi3Config
-from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer, Phi3ForCausalLM, Phi3Model
-from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2ForCausalLM, Qwen2Model
-from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
-from transformers.models.smollm3.configuration_smollm3 import SmolLM3Config
-from transformers.models.smollm3.modeling_smollm3 import SmolLM3DecoderLayer, SmolLM3ForCausalLM, SmolLM3Model
+from transformers.models import llama, mistral, phi3, qwen2, qwen3, smollm3
 
 
 class _WideConfig:
@@ -106,71 +95,71 @@ def _without_layers(config: Any) -> Iterator[None]:
 
 
 @strict
-class TruedepthLlamaConfig(_WideConfig, LlamaConfig):
+class TruedepthLlamaConfig(_WideConfig, llama.LlamaConfig):
     model_type = "truedepth_llama"
 
 
-class TruedepthLlamaModel(_WideModel, LlamaModel):
+class TruedepthLlamaModel(_WideModel, llama.LlamaModel):
     config_class = TruedepthLlamaConfig
-    layer_class = LlamaDecoderLayer
+    layer_class = llama.modeling_llama.LlamaDecoderLayer
 
 
-class TruedepthLlamaForCausalLM(_WideForCausalLM, LlamaForCausalLM):
+class TruedepthLlamaForCausalLM(_WideForCausalLM, llama.LlamaForCausalLM):
     config_class = TruedepthLlamaConfig
     model_class = TruedepthLlamaModel
 
 
 @strict
-class TruedepthMistralConfig(_WideConfig, MistralConfig):
+class TruedepthMistralConfig(_WideConfig, mistral.MistralConfig):
     model_type = "truedepth_mistral"
 
 
-class TruedepthMistralModel(_WideModel, MistralModel):
+class TruedepthMistralModel(_WideModel, mistral.MistralModel):
     config_class = TruedepthMistralConfig
-    layer_class = MistralDecoderLayer
+    layer_class = mistral.modeling_mistral.MistralDecoderLayer
 
 
-class TruedepthMistralForCausalLM(_WideForCausalLM, MistralForCausalLM):
+class TruedepthMistralForCausalLM(_WideForCausalLM, mistral.MistralForCausalLM):
     config_class = TruedepthMistralConfig
     model_class = TruedepthMistralModel
 
 
 @strict
-class TruedepthPhi3Config(_WideConfig, Phi3Config):
+class TruedepthPhi3Config(_WideConfig, phi3.Phi3Config):
     model_type = "truedepth_phi3"
 
 
-class TruedepthPhi3Model(_WideModel, Phi3Model):
+class TruedepthPhi3Model(_WideModel, phi3.Phi3Model):
     config_class = TruedepthPhi3Config
-    layer_class = Phi3DecoderLayer
+    layer_class = phi3.modeling_phi3.Phi3DecoderLayer
 
 
-class TruedepthPhi3ForCausalLM(_WideForCausalLM, Phi3ForCausalLM):
+class TruedepthPhi3ForCausalLM(_WideForCausalLM, phi3.Phi3ForCausalLM):
     config_class = TruedepthPhi3Config
     model_class = TruedepthPhi3Model
 
 
 @strict
-class TruedepthQwen2Config(_WideConfig, Qwen2Config):
+class TruedepthQwen2Config(_WideConfig, qwen2.Qwen2Config):
     model_type = "truedepth_qwen2"
 
 
-class TruedepthQwen2Model(_WideModel, Qwen2Model):
+class TruedepthQwen2Model(_WideModel, qwen2.Qwen2Model):
     config_class = TruedepthQwen2Config
-    layer_class = Qwen2DecoderLayer
+    layer_class = qwen2.modeling_qwen2.Qwen2DecoderLayer
 
 
-class TruedepthQwen2ForCausalLM(_WideForCausalLM, Qwen2ForCausalLM):
+class TruedepthQwen2ForCausalLM(_WideForCausalLM, qwen2.Qwen2ForCausalLM):
     config_class = TruedepthQwen2Config
     model_class = TruedepthQwen2Model
 
 
 @strict
-class TruedepthQwen3Config(_WideConfig, Qwen3Config):
+class TruedepthQwen3Config(_WideConfig, qwen3.Qwen3Config):
     model_type = "truedepth_qwen3"
     # The gains of q and k are sharded with their heads.
     base_model_tp_plan = {  # noqa: RUF012
-        **Qwen3Config.base_model_tp_plan,
+        **qwen3.Qwen3Config.base_model_tp_plan,
         "layers.*.self_attn.q_norm": "local_params",
         "layers.*.self_attn.q_norm.weight": "colwise",
         "layers.*.self_attn.k_norm": "local_params",
@@ -178,9 +167,9 @@ class TruedepthQwen3Config(_WideConfig, Qwen3Config):
     }
 
 
-class TruedepthQwen3Model(_WideModel, Qwen3Model):
+class TruedepthQwen3Model(_WideModel, qwen3.Qwen3Model):
     config_class = TruedepthQwen3Config
-    layer_class = Qwen3DecoderLayer
+    layer_class = qwen3.modeling_qwen3.Qwen3DecoderLayer
 
     def _layer(self, config: Any, index: int) -> Any:
         """With a gain for each head of q and k, (heads, head_dim): a wide layer's heads come from several layers."""
@@ -191,22 +180,22 @@ class TruedepthQwen3Model(_WideModel, Qwen3Model):
         return layer
 
 
-class TruedepthQwen3ForCausalLM(_WideForCausalLM, Qwen3ForCausalLM):
+class TruedepthQwen3ForCausalLM(_WideForCausalLM, qwen3.Qwen3ForCausalLM):
     config_class = TruedepthQwen3Config
     model_class = TruedepthQwen3Model
 
 
 @strict
-class TruedepthSmolLM3Config(_WideConfig, SmolLM3Config):
+class TruedepthSmolLM3Config(_WideConfig, smollm3.SmolLM3Config):
     model_type = "truedepth_smollm3"
 
 
-class TruedepthSmolLM3Model(_WideModel, SmolLM3Model):
+class TruedepthSmolLM3Model(_WideModel, smollm3.SmolLM3Model):
     config_class = TruedepthSmolLM3Config
-    layer_class = SmolLM3DecoderLayer
+    layer_class = smollm3.modeling_smollm3.SmolLM3DecoderLayer
 
 
-class TruedepthSmolLM3ForCausalLM(_WideForCausalLM, SmolLM3ForCausalLM):
+class TruedepthSmolLM3ForCausalLM(_WideForCausalLM, smollm3.SmolLM3ForCausalLM):
     config_class = TruedepthSmolLM3Config
     model_class = TruedepthSmolLM3Model
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,141 +46,90 @@ def is_quantized(model: Any) -> bool:
     return getattr(model, "hf_quantizer", None) is not None
 
 
-@dataclass(frozen=True, slots=True)
-class PrivateUse:
-    """One thing that is relied on.
-
-    Attributes:
-        name: the module, the class or function in it, and the name in that.
-        why: what truedepth needs it for.
-        test: what fails when its meaning changes: file and function.
-    """
+class PrivateUse(NamedTuple):
+    """One thing that is relied on."""
 
     name: str
+    """The module, the class or function in it, and the name in that."""
     why: str
+    """What truedepth needs it for."""
     test: str
+    """What fails when its meaning changes: file and function."""
 
 
-_TRAINER = "tests/training/test_trainer.py::"
+_USES = """
+transformers.PreTrainedConfig._attn_implementation
+    attention modules look it up at each call: the engine puts its own attention there
+    tests/engine/test_engine.py::test_the_model_attends_as_before_afterwards
+transformers.PreTrainedModel._init_weights
+    computes rotary frequencies of models whose weights are read tensor by tensor
+    tests/parallel/test_ranks.py::test_logits_of_a_checkpoint
+transformers.PreTrainedModel.hf_quantizer
+    tells weights from a quantizer's codes, whose mean would be nonsense
+    tests/models/test_rewire_restore.py::test_merge_of_quantized_layers_is_refused
+transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward
+    layers are called with attention_mask, position_ids, past_key_values and position_embeddings, by these names
+    tests/models/test_rewire_equations.py::test_plan_equals_its_equations
+transformers.models.llama.modeling_llama.LlamaAttention.forward
+    returns its output first; hands query, key, value, mask and scaling to the attention implementation
+    tests/engine/test_engine.py::test_every_family_writes_what_transformers_writes
+transformers.cache_utils.DynamicLayer.is_initialized
+    entries of skipped layers that were never written are given a shape, so that `crop` works
+    tests/models/test_rewire_decoding.py::test_cache_can_be_cropped
+transformers.cache_utils.DynamicLayer.keys
+    entries of skipped layers are freed, or lengthened by zeros as wide as they are
+    tests/models/test_rewire_decoding.py::test_skipped_caches_are_freed_at_the_first_decode_step
+transformers.PreTrainedConfig.base_model_tp_plan
+    says by the styles 'colwise', 'rowwise' and 'replicated_with_grad_allreduce' how ranks share a layer
+    tests/parallel/test_split_models.py::test_two_ranks_give_the_logits_of_one_process
+transformers.Trainer._get_train_sampler
+    rows are drawn step by step, so that ranks and micro-batches do not change what a step sees
+    tests/training/test_trainer.py::test_an_interrupted_training_goes_on_bit_for_bit
+transformers.Trainer._run_epoch
+    the sampler must know the epoch where several ranks resume within one
+    tests/training/test_trainer.py::test_an_interrupted_training_goes_on_bit_for_bit
+transformers.Trainer._load_from_checkpoint
+    a training that had finished is loaded without making one more step
+    tests/training/test_run.py::test_a_finished_run_that_is_resumed_stays_as_it_is
+transformers.Trainer._get_grad_norm
+    a gradient that is not a number ends the training before the step
+    tests/training/test_trainer.py::test_a_gradient
+transformers.Trainer._get_output_dir
+    a checkpoint is written aside, and renamed when it is whole
+    tests/training/test_trainer.py::test_a_failure_keeps_the_one_before
+transformers.Trainer._save
+    a saved configuration keeps the cache that training switches off
+    tests/training/test_trainer.py::test_a_saved_model_loads
+transformers.Trainer._save_checkpoint
+    a checkpoint is written aside, and renamed when it is whole
+    tests/training/test_trainer.py::test_a_failure_keeps_the_one_before
+transformers.Trainer._get_num_items_in_batch
+    tokens of prompts are neither trained on nor counted
+    tests/training/test_recovery.py::test_two_passes
+transformers.Trainer.loss_is_scaled_for_ga
+    losses are divided by the tokens of the whole step already
+    tests/training/test_trainer.py::test_a_step_is_the_mean_over_its_tokens
+transformers.TrainingArguments._n_gpu
+    several GPUs are used by several ranks, not by copies of the model in one process
+    tests/training/test_run.py::test_everything_that_is_written
+transformers.PreTrainedModel._loss_function
+    a loss that was put on a model is taken away again
+    tests/training/test_exit_loss.py::test_the_model_has_its_own_loss_again
+torch.ops.mkldnn._linear_pointwise
+    a product with weights that oneDNN has laid out once, instead of at each call
+    tests/engine/test_packing.py::test_packed_logits_are_close_to_those_of_dense_weights
+torch.ops.mkldnn._reorder_linear_weight
+    lays weights out for that product
+    tests/engine/test_packing.py::test_every_parameter_comes_back_bit_for_bit
+torch.ops.mkldnn._is_mkldnn_bf16_supported
+    whether oneDNN has the product in bfloat16 on this processor
+    tests/engine/test_packing.py::test_other_dtypes
+torch.utils._python_dispatch.TorchDispatchMode
+    counts the operations of a layer, for hardware profiles
+    tests/hardware/test_profiling.py::test_a_profile_of_one_device
+"""
+"""Three lines each, as the fields of `PrivateUse`: what this module calls, how transformers calls its own modules, what
+the trainers override or set, and what is PyTorch's."""
 
-PRIVATE_USES = (
-    # Called in this module.
-    PrivateUse(
-        "transformers.PreTrainedConfig._attn_implementation",
-        "attention modules look it up at each call: the engine puts its own attention there",
-        "tests/engine/test_engine.py::test_the_model_attends_as_before_afterwards",
-    ),
-    PrivateUse(
-        "transformers.PreTrainedModel._init_weights",
-        "computes rotary frequencies of models whose weights are read tensor by tensor",
-        "tests/parallel/test_ranks.py::test_logits_of_a_checkpoint",
-    ),
-    PrivateUse(
-        "transformers.PreTrainedModel.hf_quantizer",
-        "tells weights from a quantizer's codes, whose mean would be nonsense",
-        "tests/models/test_rewire_restore.py::test_merge_of_quantized_layers_is_refused",
-    ),
-    # How transformers calls its own modules.
-    PrivateUse(
-        "transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward",
-        "layers are called with attention_mask, position_ids, past_key_values and position_embeddings, by these names",
-        "tests/models/test_rewire_equations.py::test_plan_equals_its_equations",
-    ),
-    PrivateUse(
-        "transformers.models.llama.modeling_llama.LlamaAttention.forward",
-        "returns its output first; hands query, key, value, mask and scaling to the attention implementation",
-        "tests/engine/test_engine.py::test_every_family_writes_what_transformers_writes",
-    ),
-    PrivateUse(
-        "transformers.cache_utils.DynamicLayer.is_initialized",
-        "entries of skipped layers that were never written are given a shape, so that `crop` works",
-        "tests/models/test_rewire_decoding.py::test_cache_can_be_cropped",
-    ),
-    PrivateUse(
-        "transformers.cache_utils.DynamicLayer.keys",
-        "entries of skipped layers are freed, or lengthened by zeros as wide as they are",
-        "tests/models/test_rewire_decoding.py::test_skipped_caches_are_freed_at_the_first_decode_step",
-    ),
-    PrivateUse(
-        "transformers.PreTrainedConfig.base_model_tp_plan",
-        "says by the styles 'colwise', 'rowwise' and 'replicated_with_grad_allreduce' how ranks share a layer",
-        "tests/parallel/test_split_models.py::test_two_ranks_give_the_logits_of_one_process",
-    ),
-    # Overridden or set by the trainers.
-    PrivateUse(
-        "transformers.Trainer._get_train_sampler",
-        "rows are drawn step by step, so that ranks and micro-batches do not change what a step sees",
-        _TRAINER + "test_an_interrupted_training_goes_on_bit_for_bit",
-    ),
-    PrivateUse(
-        "transformers.Trainer._run_epoch",
-        "the sampler must know the epoch where several ranks resume within one",
-        _TRAINER + "test_an_interrupted_training_goes_on_bit_for_bit",
-    ),
-    PrivateUse(
-        "transformers.Trainer._load_from_checkpoint",
-        "a training that had finished is loaded without making one more step",
-        "tests/training/test_run.py::test_a_finished_run_that_is_resumed_stays_as_it_is",
-    ),
-    PrivateUse(
-        "transformers.Trainer._get_grad_norm",
-        "a gradient that is not a number ends the training before the step",
-        _TRAINER + "test_a_gradient",
-    ),
-    PrivateUse(
-        "transformers.Trainer._get_output_dir",
-        "a checkpoint is written aside, and renamed when it is whole",
-        _TRAINER + "test_a_failure_keeps_the_one_before",
-    ),
-    PrivateUse(
-        "transformers.Trainer._save",
-        "a saved configuration keeps the cache that training switches off",
-        _TRAINER + "test_a_saved_model_loads",
-    ),
-    PrivateUse(
-        "transformers.Trainer._save_checkpoint",
-        "a checkpoint is written aside, and renamed when it is whole",
-        _TRAINER + "test_a_failure_keeps_the_one_before",
-    ),
-    PrivateUse(
-        "transformers.Trainer._get_num_items_in_batch",
-        "tokens of prompts are neither trained on nor counted",
-        "tests/training/test_recovery.py::test_two_passes",
-    ),
-    PrivateUse(
-        "transformers.Trainer.loss_is_scaled_for_ga",
-        "losses are divided by the tokens of the whole step already",
-        _TRAINER + "test_a_step_is_the_mean_over_its_tokens",
-    ),
-    PrivateUse(
-        "transformers.TrainingArguments._n_gpu",
-        "several GPUs are used by several ranks, not by copies of the model in one process",
-        "tests/training/test_run.py::test_everything_that_is_written",
-    ),
-    PrivateUse(
-        "transformers.PreTrainedModel._loss_function",
-        "a loss that was put on a model is taken away again",
-        "tests/training/test_exit_loss.py::test_the_model_has_its_own_loss_again",
-    ),
-    # Of PyTorch.
-    PrivateUse(
-        "torch.ops.mkldnn._linear_pointwise",
-        "a product with weights that oneDNN has laid out once, instead of at each call",
-        "tests/engine/test_packing.py::test_packed_logits_are_close_to_those_of_dense_weights",
-    ),
-    PrivateUse(
-        "torch.ops.mkldnn._reorder_linear_weight",
-        "lays weights out for that product",
-        "tests/engine/test_packing.py::test_every_parameter_comes_back_bit_for_bit",
-    ),
-    PrivateUse(
-        "torch.ops.mkldnn._is_mkldnn_bf16_supported",
-        "whether oneDNN has the product in bfloat16 on this processor",
-        "tests/engine/test_packing.py::test_other_dtypes",
-    ),
-    PrivateUse(
-        "torch.utils._python_dispatch.TorchDispatchMode",
-        "counts the operations of a layer, for hardware profiles",
-        "tests/hardware/test_profiling.py::test_a_profile_of_one_device",
-    ),
-)
+_lines = [line.strip() for line in _USES.strip().splitlines()]
+PRIVATE_USES = tuple(map(PrivateUse, _lines[::3], _lines[1::3], _lines[2::3]))

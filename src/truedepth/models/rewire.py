@@ -31,6 +31,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
+from truedepth.models.fuse import mean_of
 from truedepth.models.private_transformers import is_quantized
 from truedepth.models.stages import LayerInputs, is_held, run_group
 from truedepth.plan import DepthPlan, Stage
@@ -121,7 +122,8 @@ def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -
     family, layers = _family_and_layers(core)
     _check(plan, core, family, layers)
     restore(model)
-    applied = _Applied(plan, family, layers, _attention_types(core, len(layers)), free_skipped_cache)
+    types = getattr(core.config, "layer_types", None) or ["full_attention"] * len(layers)
+    applied = _Applied(plan, family, layers, types, free_skipped_cache)
     for layer, slot in zip(layers, _slots(applied), strict=True):
         layer.__class__ = _slotted(type(layer))  # type: ignore[arg-type]  # mypy: a Module class is hashable
         vars(layer)["_truedepth_slot"] = slot
@@ -205,10 +207,6 @@ def _family_and_layers(core: Any) -> tuple[Family, list[nn.Module]]:
         ) from None
 
 
-def _attention_types(model: Any, num_layers: int) -> list[str]:
-    return getattr(model.config, "layer_types", None) or ["full_attention"] * num_layers
-
-
 def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Module]) -> None:
     if plan.num_layers != len(layers):
         raise PlanError(
@@ -253,23 +251,19 @@ def _slots(applied: _Applied) -> list[_Slot]:
         at = max(at, *stage.layers)
         stages_at.setdefault(at, []).append(stage)
         borrowed_from.update(types[index] for index in stage.layers if types[index] != types[at])
-    used = set(plan.layers_used)
+    used = {layer for stage in plan.stages for layer in stage.layers_run}
     first_of_type = {types.index(kind) for kind in types}
     return [
         _Slot(
             index=index,
             stages=tuple(stages_at.get(index, ())),
-            skipped=index not in used or _is_merged_away(plan, index) or not is_held(applied.layers[index]),
+            skipped=index not in used or not is_held(applied.layers[index]),
             measures_cache=index == 0 or index in first_of_type,
             keeps_inputs=types[index] in borrowed_from,
             applied=applied,
         )
         for index in range(plan.num_layers)
     ]
-
-
-def _is_merged_away(plan: DepthPlan, index: int) -> bool:
-    return any(stage.merged and index in stage.layers[1:] for stage in plan.stages)
 
 
 def _merge_weights(applied: _Applied) -> None:
@@ -281,9 +275,7 @@ def _merge_weights(applied: _Applied) -> None:
         with torch.no_grad():
             for name, parameter in members[0].items():
                 applied.replaced_weights.append((parameter, parameter.detach().clone()))
-                precision = torch.promote_types(parameter.dtype, torch.float32)
-                mean = torch.stack([weights[name] for weights in members]).mean(0, dtype=precision)
-                parameter.copy_(mean)
+                parameter.copy_(mean_of([weights[name] for weights in members]))
 
 
 def _run(slot: _Slot, stage: Stage, hidden: Tensor, inputs: LayerInputs) -> Tensor:
@@ -328,6 +320,7 @@ def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
         return
     if slot.applied.free_skipped_cache:
         _free(slot, cache)
+    entry = _entry(cache, slot.index)
     if slot.measures_cache:
         if isinstance(cache, QuantizedCache):
             raise UnsupportedModelError(
@@ -335,7 +328,7 @@ def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
                 "length; use a dynamic or static cache, or keep that layer"
             )
         _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, hidden.shape[1], 1))
-    elif _never_written(_entry(cache, slot.index)):
+    elif entry is None or (type(entry) in _GROWING and not entry.is_initialized):
         # Without tokens, but of some shape: `crop` fails on an entry without one.
         _lengthen(slot, cache, hidden.new_zeros(hidden.shape[0], 1, 0, 1))
 
@@ -343,10 +336,6 @@ def _keep_cache_true(slot: _Slot, cache: Cache | None, hidden: Tensor) -> None:
 def _entry(cache: Cache, index: int) -> Any:
     """The cache entry of a layer, or None where a lazily growing cache has none yet."""
     return cache.layers[index] if index < len(cache.layers) else None
-
-
-def _never_written(entry: Any) -> bool:
-    return entry is None or (type(entry) in _GROWING and not entry.is_initialized)
 
 
 def _free(slot: _Slot, cache: Cache) -> None:

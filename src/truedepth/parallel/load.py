@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.families import family_of
 from truedepth.models.loading.checkpoint import WIDE_PREFIX
 from truedepth.models.loading.load import LoadedModel, blank_model, finish_loading
 from truedepth.models.loading.memory import require_memory
@@ -98,15 +96,11 @@ class _RankModel:
 
 
 def _part(source: Source, plan: DepthPlan, ranks: Ranks, trust: bool) -> _RankModel:
-    return _cut(blank_model(source.config, trust_remote_code=trust), plan, ranks)
-
-
-def _cut(blank: PreTrainedModel, plan: DepthPlan, ranks: Ranks) -> _RankModel:
+    blank = blank_model(source.config, trust_remote_code=trust)
     if blank.config.model_type.startswith(WIDE_PREFIX):
         raise UnsupportedModelError(
             "the checkpoint has wide layers already; give the model that it was made of, and its plan"
         )
-    family_of(blank.config).require("split")
     require_divisible(plan, blank.config, ranks.size)
     return _RankModel(blank, plan, split(blank, pieces_of(plan, ranks.rank, ranks.size), ranks))
 
@@ -124,12 +118,8 @@ def _fill(source: Source, parts: list[_RankModel], dtype: torch.dtype, device: t
             if cut not in kept or part.writes_to(name):
                 piece = cut.of(tensor).to(device=device, dtype=dtype, copy=True)
                 kept[cut] = piece.contiguous()
-            _set_parameter(part.model, name, kept[cut])
-
-
-def _set_parameter(model: PreTrainedModel, name: str, tensor: Tensor) -> None:
-    module, _, parameter = name.rpartition(".")
-    model.get_submodule(module).register_parameter(parameter, nn.Parameter(tensor, requires_grad=False))
+            module, _, parameter = name.rpartition(".")
+            part.model.get_submodule(module).register_parameter(parameter, nn.Parameter(kept[cut], requires_grad=False))
 
 
 def _finish(
@@ -147,9 +137,7 @@ def _finish(
             model.generation_config.eos_token_id = ends
     elif (source.path / GENERATION_CONFIG).is_file():
         model.generation_config = GenerationConfig.from_pretrained(source.path, local_files_only=True)
-    finished: Any = finish_loading(model, tokenizer, source.name, device).model
-    return _with_plan(finished, part.plan)
-
-
-def _with_plan(model: PreTrainedModel, plan: DepthPlan) -> PreTrainedModel:
-    return model if plan.is_full else apply(model, plan)
+    finished: PreTrainedModel = finish_loading(model, tokenizer, source.name, device).model
+    if not part.plan.is_full:
+        apply(finished, part.plan)
+    return finished

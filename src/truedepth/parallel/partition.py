@@ -42,7 +42,7 @@ def pieces_of(plan: DepthPlan, rank: int, ranks: int) -> dict[int, Piece]:
     skipped = plan.layers_skipped if plan.prefill == "full" else ()
     held: dict[int, Piece] = {}
     for stage in [*plan.stages, *(Stage((layer,)) for layer in skipped)]:
-        members = _members(stage)
+        members = stage.layers_run  # beside each other in the wide layer that the stage is
         for at, layer in enumerate(members):
             start = max(Fraction(rank * len(members), ranks) - at, Fraction(0))
             stop = min(Fraction((rank + 1) * len(members), ranks) - at, Fraction(1))
@@ -50,11 +50,6 @@ def pieces_of(plan: DepthPlan, rank: int, ranks: int) -> dict[int, Piece]:
                 # Merged layers are cut alike, one as the other: their mean is that of the pieces.
                 held |= {own: Piece(start, stop) for own in (stage.layers if stage.merged else (layer,))}
     return held
-
-
-def _members(stage: Stage) -> tuple[int, ...]:
-    """The layers beside each other in the wide layer that a stage is."""
-    return stage.layers[:1] if stage.merged else stage.layers
 
 
 def require_divisible(plan: DepthPlan, config: PreTrainedConfig, ranks: int) -> None:
@@ -73,7 +68,7 @@ def _problem(plan: DepthPlan, config: PreTrainedConfig, ranks: int) -> str | Non
     """Why a plan cannot be cut for so many ranks; None where it can."""
     full = DepthPlan.full(plan.num_layers).stages if plan.prefill == "full" else ()
     for stage in (*plan.groups, *plan.stages, *full):
-        members = len(_members(stage))
+        members = len(stage.layers_run)
         if members > 1 and plan.form == "par":
             if members % ranks:
                 return (

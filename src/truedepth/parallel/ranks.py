@@ -5,7 +5,8 @@ Everything goes through `torch.distributed`: NCCL between GPUs, gloo between CPU
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass, replace
+from operator import sub
 from typing import Protocol
 
 import torch
@@ -32,14 +33,10 @@ class Traffic:
 
     def since(self, before: Traffic) -> Traffic:
         """What came after an earlier count."""
-        return Traffic(
-            self.all_reduces - before.all_reduces,
-            self.all_gathers - before.all_gathers,
-            self.broadcasts - before.broadcasts,
-        )
+        return Traffic(*map(sub, astuple(self), astuple(before)))
 
     def copy(self) -> Traffic:
-        return Traffic(**asdict(self))
+        return replace(self)
 
 
 class Ranks(Protocol):

@@ -63,6 +63,11 @@ class Stage:
         """Whether several layers run side by side here."""
         return len(self.layers) > 1 and not self.merged
 
+    @property
+    def layers_run(self) -> tuple[int, ...]:
+        """The layers that are called, and have cache entries: of a merged stage the first alone."""
+        return self.layers[:1] if self.merged else self.layers
+
     def __str__(self) -> str:
         if len(self.layers) == 1:
             return str(self.layers[0])

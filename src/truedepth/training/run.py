@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -122,7 +123,7 @@ def train(
     if is_first:
         recipe.save(folder / RECIPE_FILE)  # not before text and model are known to be right: mistakes leave no files
     model_record = ModelRecord.of(training.loaded.model, training.loaded.name)
-    with _Board(recipe, folder, step_of(checkpoint) if checkpoint else 0, is_first) as callbacks:
+    with _board(recipe, folder, step_of(checkpoint) if checkpoint else 0, is_first) as callbacks:
         training.options["callbacks"] = callbacks
         trainer = kind.trainer(training)
         trainer.train(str(checkpoint) if checkpoint else None)
@@ -217,27 +218,21 @@ def _training(
     return Training(recipe, folder, loaded, rows, held_out, options, progress)
 
 
-class _Board:
+@contextmanager
+def _board(recipe: TrainingRecipe, folder: Path, step: int, is_first: bool) -> Iterator[list[TrainerCallback]]:
     """Callbacks that write TensorBoard's log, which is closed whatever happens."""
+    if not (recipe.logging.tensorboard and is_first):
+        yield []
+        return
+    from torch.utils.tensorboard import SummaryWriter
+    from transformers.integrations.integration_utils import TensorBoardCallback
 
-    def __init__(self, recipe: TrainingRecipe, folder: Path, step: int, is_first: bool) -> None:
-        self._wanted = recipe.logging.tensorboard and is_first
-        self._folder, self._step = folder / TENSORBOARD_FOLDER, step
-        self._writer: Any = None
-
-    def __enter__(self) -> list[TrainerCallback]:
-        if not self._wanted:
-            return []
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations.integration_utils import TensorBoardCallback
-
-        # A resumed training logs the steps after its checkpoint again.
-        self._writer = SummaryWriter(self._folder, purge_step=self._step + 1 if self._step else None)
-        return [TensorBoardCallback(self._writer)]
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    # A resumed training logs the steps after its checkpoint again.
+    writer: Any = SummaryWriter(folder / TENSORBOARD_FOLDER, purge_step=step + 1 if step else None)
+    try:
+        yield [TensorBoardCallback(writer)]
+    finally:
+        writer.close()
 
 
 def _results(

@@ -125,5 +125,5 @@ def _size_of(head: DraftHead) -> int | None:
 
 
 def _with_entries(stages: Iterable[Stage]) -> frozenset[int]:
-    """The layers that have cache entries: a merged stage is one layer, the first of its own."""
-    return frozenset(layer for stage in stages for layer in (stage.layers[:1] if stage.merged else stage.layers))
+    """The layers that have cache entries."""
+    return frozenset(layer for stage in stages for layer in stage.layers_run)

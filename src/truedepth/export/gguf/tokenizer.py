@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import UnsupportedModelError
 from truedepth.models.gguf.architectures import TOKEN_IDS
-from truedepth.models.gguf.file import typed_metadata
 from truedepth.models.gguf.splits import split_name
 
 if TYPE_CHECKING:
@@ -34,10 +33,9 @@ def carry_over(writer: GGUFWriter, file: GgufFile) -> None:
     """Write another file's tokenizer, with its types and bytes, and what it says of the model's origin and licence."""
     import gguf
 
-    for key, (kind, element, value) in typed_metadata(file, _CARRIED).items():
-        if (
-            key.removeprefix("general.") not in _OF_THE_OTHER and value != []
-        ):  # gguf-py refuses empty arrays, which mean nothing
+    for key, (kind, element, value) in file.typed.items():
+        carried = key.startswith(_CARRIED) and key.removeprefix("general.") not in _OF_THE_OTHER
+        if carried and value != []:  # gguf-py refuses empty arrays, which mean nothing
             sub_type = None if element is None else gguf.GGUFValueType(element)
             writer.add_key_value(key, value, gguf.GGUFValueType(kind), sub_type)
 

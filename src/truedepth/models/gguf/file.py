@@ -57,11 +57,14 @@ class GgufFile:
     Attributes:
         path: the file.
         metadata: its key-value pairs; arrays as lists.
+        typed: the same to be written again as they are: for each key the number of its type, that of its elements where
+            it is an array, and the value with strings as bytes.
         tensors: its tensors by name.
     """
 
     path: Path
     metadata: dict[str, Any]
+    typed: dict[str, tuple[int, int | None, Any]]
     tensors: dict[str, TensorInfo]
     _blob: mmap.mmap = field(repr=False)
 
@@ -146,25 +149,6 @@ def read_gguf(path: Path) -> GgufFile:
         ) from None
 
 
-def typed_metadata(file: GgufFile, prefixes: tuple[str, ...]) -> dict[str, tuple[int, int | None, Any]]:
-    """Metadata whose keys start with one of `prefixes`, to be written again as they are.
-
-    Returns:
-        For each key the number of its type, that of its elements where it is an array, and the value with strings
-        as bytes.
-    """
-    cursor = _ByteCursor(file._blob, len(MAGIC) + struct.calcsize("<IQ"))
-    found: dict[str, tuple[int, int | None, Any]] = {}
-    for _ in range(cursor.scalar("Q", "the number of metadata keys")):
-        key = cursor.string("a metadata key").decode("utf-8", errors="replace")
-        kind = cursor.scalar("I", key)
-        element = struct.unpack_from("<I", file._blob, cursor.position)[0] if kind == ARRAY else None
-        value = cursor.value(kind, key)
-        if key.startswith(prefixes):
-            found[key] = (kind, element, value)
-    return found
-
-
 def _parse(path: Path, blob: mmap.mmap) -> GgufFile:
     cursor = _Cursor(blob, len(MAGIC))
     version = cursor.scalar("I", "the version")
@@ -175,10 +159,8 @@ def _parse(path: Path, blob: mmap.mmap) -> GgufFile:
             "truedepth reads little-endian versions 2 and 3: convert the model again with a current llama.cpp"
         )
     num_tensors = cursor.scalar("Q", "the number of tensors")
-    metadata: dict[str, Any] = {}
-    for _ in range(cursor.scalar("Q", "the number of metadata keys")):
-        key = cursor.string("a metadata key")
-        metadata[key] = cursor.value(cursor.scalar("I", key), key)
+    typed = dict(cursor.typed_value() for _ in range(cursor.scalar("Q", "the number of metadata keys")))
+    metadata = {key: _decoded(value) for key, (_, _, value) in typed.items()}
     if not isinstance(metadata.get("general.architecture"), str):
         raise _Malformed("the metadata have no 'general.architecture'")
     if isinstance(parts := metadata.get("split.count"), int) and parts > 1:
@@ -200,7 +182,7 @@ def _parse(path: Path, blob: mmap.mmap) -> GgufFile:
         if info.offset + info.nbytes > len(blob):
             raise _Malformed(f"tensor '{name}' should end at byte {info.offset + info.nbytes}")
         tensors[name] = info
-    return GgufFile(path, metadata, tensors, blob)
+    return GgufFile(path, metadata, typed, tensors, blob)
 
 
 def _stored_bytes(path: Path, name: str, shape: tuple[int, ...], ggml_type: int) -> int:
@@ -216,6 +198,13 @@ def _stored_bytes(path: Path, name: str, shape: tuple[int, ...], ggml_type: int)
     if shape and shape[-1] % block:
         raise _Malformed(f"rows of tensor '{name}' have {shape[-1]} values, not whole blocks of {block}")
     return int(math.prod(shape) // block * size)
+
+
+def _decoded(value: Any) -> Any:
+    """Text of bytes, also in a list. Token strings may hold half a character; metadata that matter are plain text."""
+    if isinstance(value, list):
+        return [_decoded(entry) for entry in value]
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 class _Cursor:
@@ -236,42 +225,32 @@ class _Cursor:
     def scalar(self, code: str, what: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
-    def string(self, what: str) -> str:
-        # Token strings may hold half a character; metadata that matter are plain text.
-        return self.take(self.scalar("Q", what), what).decode("utf-8", errors="replace")
+    def string(self, what: str) -> bytes:
+        return self.take(self.scalar("Q", what), what)
 
-    def value(self, kind: int, key: str) -> Any:
-        what = f"the value of '{key}'"
-        if kind == STRING:
-            return self.string(what)
-        if kind == ARRAY:
-            return self.array(what)
-        if kind not in SCALARS:
-            raise _Malformed(f"{what} has the unknown type {kind}")
-        return self.scalar(SCALARS[kind], what)
+    def typed_value(self) -> tuple[str, tuple[int, int | None, Any]]:
+        """A key of the metadata; the number of its type, that of its elements where it is an array, and its value."""
+        key = _decoded(self.string("a metadata key"))
+        kind, what = self.scalar("I", key), f"the value of '{key}'"
+        if kind != ARRAY:
+            return key, (kind, None, self.values(kind, 1, what)[0])
+        element, count = self.scalar("I", what), self.scalar("Q", what)
+        return key, (kind, element, self.values(element, count, what, "is an array of"))
 
-    def array(self, what: str) -> list[Any]:
-        kind, count = self.scalar("I", what), self.scalar("Q", what)
+    def values(self, kind: int, count: int, what: str, has: str = "has") -> list[Any]:
         if kind == STRING:
             return [self.string(what) for _ in range(count)]
         if kind not in SCALARS:
-            raise _Malformed(f"{what} is an array of the unknown type {kind}")
+            raise _Malformed(f"{what} {has} the unknown type {kind}")
         taken = self.take(count * struct.calcsize("<" + SCALARS[kind]), what)
         return list(struct.unpack(f"<{count}{SCALARS[kind]}", taken))
 
     def tensor_entry(self) -> tuple[str, tuple[int, ...], int, int]:
         """Name, shape in torch's order, ggml type, and offset in the data section."""
-        name = self.string("a tensor's name")
+        name = _decoded(self.string("a tensor's name"))
         what = f"the entry of tensor '{name[:80]}'"
         dimensions = self.scalar("I", what)
         if dimensions > MAX_DIMENSIONS:
             raise _Malformed(f"{what} has {dimensions} dimensions")
         shape = tuple(self.scalar("Q", what) for _ in range(dimensions))
         return name, shape[::-1], self.scalar("I", what), self.scalar("Q", what)
-
-
-class _ByteCursor(_Cursor):
-    """The same with strings as bytes."""
-
-    def string(self, what: str) -> Any:
-        return self.take(self.scalar("Q", what), what)

@@ -62,13 +62,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
             f"the weights in {folder} are quantised, as '{CONFIG}' says; truedepth needs float weights: "
             "give the original checkpoint, or a GGUF file"
         )
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except Exception as error:
-        # Configurations check themselves with exceptions of many classes.
-        raise ModelLoadError(f"{folder / CONFIG} is malformed: {one_line(error)}") from error
+    config: PreTrainedConfig = _read(AutoConfig, folder, f"{folder / CONFIG} is malformed", trust_remote_code)
     return config
 
 
@@ -133,21 +127,18 @@ def load_weights(
     """
     from transformers import AutoModelForCausalLM
 
-    auto: Any = AutoModelForCausalLM
-    try:
-        model, info = auto.from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            # Reported below; transformers' own error points to a log that is not shown.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ModelLoadError(f"cannot load the model in {folder}: {one_line(error)}") from error
+    model, info = _read(
+        AutoModelForCausalLM,
+        folder,
+        f"cannot load the model in {folder}",
+        trust_remote_code,
+        config=config,
+        dtype=dtype,
+        use_safetensors=True,
+        # Reported below; transformers' own error points to a log that is not shown.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     # transformers fills what is missing with random numbers and only warns.
     if missing := sorted(info["missing_keys"]):
         raise _lacks(folder, missing)
@@ -174,13 +165,16 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
             "copy the tokenizer files of the original model into it"
         )
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=trust_remote_code, local_files_only=True
-        )
-    except Exception as error:
-        raise ModelLoadError(f"the tokenizer in {folder} cannot be read: {one_line(error)}") from error
+    failure = f"the tokenizer in {folder} cannot be read"
+    tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, folder, failure, trust_remote_code)
     return tokenizer
+
+
+def _read(auto: Any, folder: Path, failure: str, trust_remote_code: bool, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True, **options)
+    except Exception as error:  # each checks itself with exceptions of many classes
+        raise ModelLoadError(f"{failure}: {one_line(error)}") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from truedepth.models.gguf.file import GgufFile
+
 GGUF_SUFFIX = ".gguf"
 
 
@@ -73,9 +75,7 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
     torch_device = resolve_device(device)
     options = _Options(resolve_dtype(dtype, torch_device), torch_device, trust_remote_code)
     path = local_path(source)
-    if path is None:
-        return _load_from_hub(source, options)
-    return _load_folder(path, source, options) if path.is_dir() else _load_gguf(path, source, options)
+    return _load_from_hub(source, options) if path is None else _load_path(path, source, options)
 
 
 def local_path(source: str) -> Path | None:
@@ -111,25 +111,31 @@ def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedMo
         UnsupportedModelError: a family or GGUF architecture that truedepth cannot work with.
         ModelLoadError: the configuration cannot be found, or makes no model.
     """
+    from truedepth.models.loading.hub import fetch_config
+
     with quiet_transformers():
-        config = _config(source, trust_remote_code)
-        if config.num_hidden_layers < 1:
-            raise ModelLoadError(f"the configuration of '{source}' says {config.num_hidden_layers} layers; use its own")
+        path = local_path(source) or fetch_config(source, trust_remote_code=trust_remote_code)
+        config, _ = read_model_config(path, trust_remote_code)
+        _require_layers(config, source)
         return blank_model(config, trust_remote_code=trust_remote_code)
 
 
-def _config(source: str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_model_config(path: Path, trust: bool) -> tuple[PreTrainedConfig, GgufFile | None]:
+    """The configuration of a checkpoint's folder or a GGUF file, whose family is known; and that file.
+
+    Raises:
+        UnsupportedModelError, ModelLoadError: see `read_config`, `read_gguf` and `config_of`.
+    """
     from truedepth.models.gguf.architectures import config_of
     from truedepth.models.gguf.file import read_gguf
     from truedepth.models.loading.checkpoint import read_config
-    from truedepth.models.loading.hub import fetch_config
 
-    path = local_path(source) or fetch_config(source, trust_remote_code=trust_remote_code)
     if path.is_dir():
-        return read_config(path, trust_remote_code=trust_remote_code)
-    config = config_of(read_gguf(path))
+        return read_config(path, trust_remote_code=trust), None
+    file = read_gguf(path)
+    config = config_of(file)
     family_of(config)
-    return config
+    return config, file
 
 
 def _refuse_missing(source: str) -> None:
@@ -145,43 +151,31 @@ def _refuse_missing(source: str) -> None:
 
 
 def _load_from_hub(name: str, options: _Options) -> LoadedModel:
-    from truedepth.models.loading.checkpoint import read_config
     from truedepth.models.loading.hub import fetch_config, fetch_model
 
     trust = options.trust_remote_code
     # The configuration first: an unsupported or too large model is refused before its weights are fetched.
-    config_folder = fetch_config(name, trust_remote_code=trust)
     with quiet_transformers():
-        _check(read_config(config_folder, trust_remote_code=trust), name, options)
-    return _load_folder(fetch_model(name, trust_remote_code=trust), name, options)
+        _check(read_model_config(fetch_config(name, trust_remote_code=trust), trust)[0], name, options)
+    return _load_path(fetch_model(name, trust_remote_code=trust), name, options)
 
 
-def _load_folder(folder: Path, name: str, options: _Options) -> LoadedModel:
-    from truedepth.models.loading.checkpoint import check_weights, load_tokenizer, load_weights, read_config
+def _load_path(path: Path, name: str, options: _Options) -> LoadedModel:
+    from truedepth.models.gguf.model import model_of
+    from truedepth.models.gguf.tokenizer import tokenizer_of
+    from truedepth.models.loading.checkpoint import check_weights, load_tokenizer, load_weights
 
     trust = options.trust_remote_code
     with quiet_transformers():
-        config = read_config(folder, trust_remote_code=trust)
-        _check(config, name, options)
-        check_weights(folder)
-        tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-        model = load_weights(folder, config, options.dtype, trust_remote_code=trust)
-        return finish_loading(model, tokenizer, name, options.device)
-
-
-def _load_gguf(path: Path, name: str, options: _Options) -> LoadedModel:
-    from truedepth.models.gguf.architectures import config_of
-    from truedepth.models.gguf.file import read_gguf
-    from truedepth.models.gguf.model import model_of
-    from truedepth.models.gguf.tokenizer import tokenizer_of
-
-    with quiet_transformers():
-        file = read_gguf(path)
-        config = config_of(file)
-        family_of(config)
+        config, file = read_model_config(path, trust)
         blank = _check(config, name, options)
-        tokenizer = tokenizer_of(file)
-        model = model_of(file, config, blank, options.dtype)
+        if file is None:
+            check_weights(path)
+            tokenizer = load_tokenizer(path, trust_remote_code=trust)
+            model = load_weights(path, config, options.dtype, trust_remote_code=trust)
+        else:
+            tokenizer = tokenizer_of(file)
+            model = model_of(file, config, blank, options.dtype)
         return finish_loading(model, tokenizer, name, options.device)
 
 
@@ -189,11 +183,15 @@ def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrained
     """Refuse a model without layers and one that does not fit; returns the model without its weights."""
     from truedepth.models.loading.memory import require_memory
 
-    if config.num_hidden_layers < 1:
-        raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
+    _require_layers(config, name)
     blank = blank_model(config, trust_remote_code=options.trust_remote_code)
     require_memory(name, blank, options.dtype, options.device)
     return blank
+
+
+def _require_layers(config: PreTrainedConfig, name: str) -> None:
+    if config.num_hidden_layers < 1:
+        raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
 
 
 def blank_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

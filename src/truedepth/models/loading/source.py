@@ -71,12 +71,26 @@ def open_source(source: str, ability: Ability, *, trust_remote_code: bool = Fals
         UsageError, UnsupportedModelError, ModelLoadError: as `truedepth.load`; also a family that lacks the
             ability.
     """
-    from truedepth.models.loading.load import local_path
+    from truedepth.families import family_of
+    from truedepth.models.gguf import weights
+    from truedepth.models.loading import checkpoint
+    from truedepth.models.loading.load import blank_model, local_path, read_model_config
     from truedepth.models.loading.quiet import quiet_transformers
 
+    trust = trust_remote_code
     with quiet_transformers():
-        path = local_path(source) or _fetched(source, ability, trust_remote_code)
-        return _folder(path, source, ability, trust_remote_code) if path.is_dir() else _file(path, source, ability)
+        path = local_path(source) or _fetched(source, ability, trust)
+        config, file = read_model_config(path, trust)
+        family = family_of(config)
+        family.require(ability)
+        blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
+        shapes = {name: tuple(tensor.shape) for name, tensor in blank.items()}
+        if file is None:
+            read = checkpoint.tensor_reader(path, shapes)
+            tokenizer = checkpoint.load_tokenizer(path, trust_remote_code=trust)
+        else:
+            read, tokenizer = weights.tensor_reader(file, config, shapes), None
+        return Source(source, path, config, family, dict(blank), read, tokenizer, file)
 
 
 def _fetched(name: str, ability: Ability, trust: bool) -> Path:
@@ -87,33 +101,3 @@ def _fetched(name: str, ability: Ability, trust: bool) -> Path:
 
     family_of(read_config(fetch_config(name, trust_remote_code=trust), trust_remote_code=trust)).require(ability)
     return fetch_model(name, trust_remote_code=trust)
-
-
-def _folder(folder: Path, name: str, ability: Ability, trust: bool) -> Source:
-    from truedepth.families import family_of
-    from truedepth.models.loading.checkpoint import load_tokenizer, read_config, tensor_reader
-    from truedepth.models.loading.load import blank_model
-
-    config = read_config(folder, trust_remote_code=trust)
-    family = family_of(config)
-    family.require(ability)
-    blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
-    read = tensor_reader(folder, {name: tuple(tensor.shape) for name, tensor in blank.items()})
-    tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-    return Source(name, folder, config, family, dict(blank), read, tokenizer)
-
-
-def _file(path: Path, name: str, ability: Ability) -> Source:
-    from truedepth.families import family_of
-    from truedepth.models.gguf.architectures import config_of
-    from truedepth.models.gguf.file import read_gguf
-    from truedepth.models.gguf.weights import tensor_reader
-    from truedepth.models.loading.load import blank_model
-
-    file = read_gguf(path)
-    config = config_of(file)
-    family = family_of(config)
-    family.require(ability)
-    blank = dict(blank_model(config).named_parameters())
-    read = tensor_reader(file, config, {name: tuple(tensor.shape) for name, tensor in blank.items()})
-    return Source(name, path, config, family, dict(blank), read, file=file)

@@ -97,7 +97,7 @@ class ExitHeadKind:
         head = recipe.head.fresh(loaded, draft_vocabulary(loaded, states, recipe.head.vocabulary))
         head.text = f"{len(states)} tokens of {' and '.join(recipe.data.train.sources)}"
         positions = recipe.positions if isinstance(head, EagleHead) else 1
-        judged = States(tuple(part for some in held_out.values() for part in some.parts))
+        judged = States([part for some in held_out.values() for part in some.parts])
         sources = [source for text in recipe.data.held_out.values() for source in text.sources]
         options = {
             **training.options,

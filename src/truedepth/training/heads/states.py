@@ -18,7 +18,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +102,7 @@ def make_states(
         raise UsageError(f"states are wanted at depth {wrong[0]}, but the model's depths are 1 to {last}")
     kept = sorted({*depths, last})
     prepare_output(folder, resume=True)
-    _claim(folder, {"model": _identity(loaded), "text": digest_of(passages), "batch": batch}, kept)
+    written = _claim(folder, {"model": _identity(loaded), "text": digest_of(passages), "batch": batch}, kept)
     groups = [passages[start : start + batch] for start in range(0, len(passages), batch)]
     parts: list[Path] = []
     found = 0
@@ -113,13 +112,13 @@ def make_states(
             parts.append(folder / f"part-{number:05d}.safetensors")
             if not parts[-1].exists():
                 engine = engine or stack.enter_context(Engine(loaded.model))
-                write_atomic(parts[-1], save(_part(engine, group, _kept_depths(folder))))
+                write_atomic(parts[-1], save(_part(engine, group, written)))
             before, found = found, found + _count(parts[-1])
             for _ in range(min(found, tokens) // 1000 - min(before, tokens) // 1000):
                 advance()
             if found >= tokens:
                 break
-    return States(tuple(parts))
+    return States(parts)
 
 
 @torch.inference_mode()
@@ -165,21 +164,22 @@ def _likeliest(runner: ModelRunner, passage: Passage, hidden: Tensor) -> Tensor:
     return chosen
 
 
-def _claim(folder: Path, subject: dict[str, Any], depths: Sequence[int]) -> None:
-    """Write what the folder is of, or refuse one that is of something else."""
+def _claim(folder: Path, subject: dict[str, Any], depths: list[int]) -> list[int]:
+    """Write what the folder is of, or refuse one that is of something else; returns the depths whose states it has."""
     path = folder / STATES_FILE
     if not path.exists():
-        write_atomic(path, json.dumps({**subject, "depths": list(depths)}, indent=2) + "\n")
-        return
+        write_atomic(path, json.dumps({**subject, "depths": depths}, indent=2) + "\n")
+        return depths
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        held = set(before.pop("depths"))
+        held: list[int] = list(before.pop("depths"))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); delete its folder") from None
     changed = sorted(key for key in {*before, *subject} if before.get(key) != subject.get(key))
-    if changed or not held.issuperset(depths):
-        what = listed_changes(changed, sorted(set(depths) - held))
+    if changed or not set(held).issuperset(depths):
+        what = listed_changes(changed, sorted(set(depths) - set(held)))
         raise TrainingError(f"{folder} holds states for something else: {what}; give another folder, or delete it")
+    return held
 
 
 def listed_changes(changed: Sequence[str], missing: Sequence[int]) -> str:
@@ -188,11 +188,6 @@ def listed_changes(changed: Sequence[str], missing: Sequence[int]) -> str:
     if missing:
         parts.append(f"none at depth {', '.join(map(str, missing))}")
     return ", ".join(parts)
-
-
-def _kept_depths(folder: Path) -> list[int]:
-    depths: list[int] = json.loads((folder / STATES_FILE).read_text(encoding="utf-8"))["depths"]
-    return depths
 
 
 def _identity(loaded: LoadedModel) -> str:
@@ -215,7 +210,6 @@ def _open(part: Path) -> Any:
         raise TrainingError(f"{part} is damaged ({one_line(error)}); delete it, and run the same again") from None
 
 
-@dataclass(frozen=True)
 class States:
     """Parts of a folder of states, read as one long row of tokens.
 
@@ -225,26 +219,14 @@ class States:
         positions: of each token in its passage, (N,) int64.
     """
 
-    parts: tuple[Path, ...]
-    ids: Tensor = field(init=False)
-    chosen: Tensor = field(init=False)
-    positions: Tensor = field(init=False)
-    _files: list[Any] = field(init=False, repr=False)
-    _ends: list[int] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        files = [_open(part) for part in self.parts]
-        ids = [file.get_tensor("ids").long() for file in files]
-        ends = torch.tensor([len(part) for part in ids]).cumsum(0).tolist()
-        found = {
-            "ids": torch.cat(ids),
-            "chosen": torch.cat([file.get_tensor("chosen").long() for file in files]),
-            "positions": torch.cat([_positions(file.get_tensor("stops")) for file in files]),
-            "_files": files,
-            "_ends": ends,
-        }
-        for name, value in found.items():
-            object.__setattr__(self, name, value)
+    def __init__(self, parts: Sequence[Path]) -> None:
+        self.parts = tuple(parts)
+        self._files = [_open(part) for part in parts]
+        ids = [file.get_tensor("ids").long() for file in self._files]
+        self._ends: list[int] = torch.tensor([len(part) for part in ids]).cumsum(0).tolist()
+        self.ids = torch.cat(ids)
+        self.chosen = torch.cat([file.get_tensor("chosen").long() for file in self._files])
+        self.positions = torch.cat([_positions(file.get_tensor("stops")) for file in self._files])
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -16,8 +16,6 @@ from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import TrainingArguments
 
 from truedepth.errors import UsageError
 from truedepth.families import family_of
@@ -101,7 +99,7 @@ class LayerSkipTrainer(DepthTrainer):
     checkpointing, mixed precision, and distributed and sharded data parallelism work as on any model.
 
     Args:
-        model, args, train_dataset, eval_dataset, options: see `DepthTrainer`.
+        model, others, options: see `DepthTrainer`.
         settings: of the method.
 
     Attributes:
@@ -112,17 +110,8 @@ class LayerSkipTrainer(DepthTrainer):
         UsageError: an exit to watch that the model does not have.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        args: TrainingArguments,
-        train_dataset: Dataset[dict[str, Tensor]],
-        eval_dataset: Dataset[dict[str, Tensor]] | None = None,
-        *,
-        settings: LayerSkipSettings,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, args, train_dataset, eval_dataset, **options)
+    def __init__(self, model: nn.Module, *others: Any, settings: LayerSkipSettings, **options: Any) -> None:
+        super().__init__(model, *others, **options)
         core = causal_lm(model)
         self._settings = settings
         self._num_layers = len(family_of(core.config).decoder_layers(core))

@@ -56,7 +56,7 @@ def bake_merges(model: Any, plan: DepthPlan) -> tuple[DepthPlan, dict[str, Tenso
     with torch.no_grad():
         for name, mean in means.items():
             model.get_parameter(name).copy_(mean)
-    stages = tuple(Stage(stage.layers[:1]) if stage.merged else stage for stage in plan.stages)
+    stages = tuple(Stage(stage.layers_run) for stage in plan.stages)
     return replace(plan, stages=stages), originals
 
 

@@ -36,7 +36,7 @@ class RecoveryTrainer(DepthTrainer):
     Held-out loss with several plans is the mean over them.
 
     Args:
-        model, args, train_dataset, eval_dataset, options: see `DepthTrainer`. What `requires_grad` is trained. The
+        model, args, train_dataset, others, options: see `DepthTrainer`. What `requires_grad` is trained. The
             model must not run a plan.
         plans: without merged stages (see `bake_merges`).
         objective: what is trained for.
@@ -57,8 +57,7 @@ class RecoveryTrainer(DepthTrainer):
         model: nn.Module,
         args: TrainingArguments,
         train_dataset: Dataset[dict[str, Tensor]],
-        eval_dataset: Dataset[dict[str, Tensor]] | None = None,
-        *,
+        *others: Any,
         plans: Sequence[DepthPlan],
         objective: Objective,
         originals: dict[str, Tensor] | None = None,
@@ -74,7 +73,7 @@ class RecoveryTrainer(DepthTrainer):
         args = copy.copy(args)
         if self._leaves_out_trained_layers(core):
             args.ddp_find_unused_parameters = True
-        super().__init__(model, args, train_dataset, eval_dataset, **options)
+        super().__init__(model, args, train_dataset, *others, **options)
         self._teacher = Teacher(core, self._family, originals or {}) if objective.needs_teacher else None
         self._objective = objective
         self._recovery = Recovery(core, self._family, objective, self._teacher)
@@ -242,5 +241,4 @@ class RecoveryTrainer(DepthTrainer):
             for batch in batch_samples:
                 positions = torch.arange(batch["labels"].shape[1], device=batch["labels"].device)
                 batch["labels"] = batch["labels"].masked_fill(positions < self._starts(batch)[:, None], IGNORED)
-        parent: Any = super()
-        return parent._get_num_items_in_batch(batch_samples, device)
+        return super()._get_num_items_in_batch(batch_samples, device)

@@ -153,8 +153,7 @@ class DepthTrainer(ExactTrainer):
         return stack
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
-        parent: Any = super()
-        norm = parent._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         # With float16, gradients that overflow are expected: the scaler leaves the step out and scales less.
         if norm is not None and not math.isfinite(norm) and getattr(self.accelerator, "scaler", None) is None:
             raise TrainingError(self._not_a_number(f"gradient is {float(norm)}", "", self._step_rows))

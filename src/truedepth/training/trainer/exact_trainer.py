@@ -111,8 +111,7 @@ class ExactTrainer(Trainer):
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
         if state.global_step < state.max_steps:
             return None
-        parent: Any = super()
-        parent._load_from_checkpoint(str(checkpoint))
+        super()._load_from_checkpoint(str(checkpoint))
         self.state = state
         return TrainOutput(state.global_step, math.nan, {})
 
@@ -149,8 +148,7 @@ class ExactTrainer(Trainer):
     def _run_epoch(self, **options: Any) -> None:  # type: ignore[override]  # passed on as they are
         # accelerate tells a sampler its epoch, but not where several ranks resume within one.
         self._sampler.epoch = options["epoch"]
-        parent: Any = super()
-        parent._run_epoch(**options)
+        super()._run_epoch(**options)  # type: ignore[no-untyped-call]  # as above
 
     # Checkpoints
 

@@ -129,13 +129,8 @@ class EagleHead(TrainedHead):
         return made._start(core, ids, {}, fc__weight=fc, embed__weight=same)
 
     @classmethod
-    def _of_card(cls, core: PreTrainedModel, card: EagleHeadCard, fingerprint: Fingerprint) -> Self:
+    def _of_card(cls, core: PreTrainedModel, card: EagleHeadCard, fingerprint: Fingerprint, **sizes: Any) -> Self:
         _check(card.depths, fingerprint, card.extra_layers)
-        sizes = {
-            "num_layers": card.extra_layers,
-            "draft_size": card.draft_vocabulary_size,
-            "rank": card.projection_rank,
-        }
         return cls(core, fingerprint, card.depths, **sizes)
 
     def _card(self, **common: Any) -> EagleHeadCard:

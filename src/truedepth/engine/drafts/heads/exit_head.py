@@ -98,14 +98,9 @@ class ExitHead(TrainedHead):
         return made._start(core, ids, {} if made.input_norm is None else {"input_norm": made.input_norm})
 
     @classmethod
-    def _of_card(cls, core: PreTrainedModel, card: ExitHeadCard, fingerprint: Fingerprint) -> Self:
+    def _of_card(cls, core: PreTrainedModel, card: ExitHeadCard, fingerprint: Fingerprint, **sizes: Any) -> Self:
         exit_plan = DepthPlan.parse(card.exit, card.num_layers, card.form)
         _check(exit_plan, fingerprint, card.extra_layers, card.input_norm)
-        sizes = {
-            "num_layers": card.extra_layers,
-            "draft_size": card.draft_vocabulary_size,
-            "rank": card.projection_rank,
-        }
         return cls(core, fingerprint, exit_plan, input_norm=card.input_norm, **sizes)
 
     def _card(self, **common: Any) -> ExitHeadCard:

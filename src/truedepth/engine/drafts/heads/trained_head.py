@@ -189,7 +189,8 @@ class TrainedHead(nn.Module, ABC):
         if difference := fingerprint.difference(Fingerprint.of(core)):
             raise _other_model(card.model, difference)
         DraftVocabulary(tensors["ids"]).require(card.vocabulary_size, end_ids_of(core))
-        made = cls._of_card(core, card, fingerprint)
+        sizes = {"num_layers": card.extra_layers, "draft_size": card.draft_vocabulary_size}
+        made = cls._of_card(core, card, fingerprint, **sizes, rank=card.projection_rank)
         made.model_name, made.text = card.model, card.text
         made.agreement = {text: tuple(shares) for text, shares in card.agreement.items()}
         _require_alike(tensors, made.state_dict())
@@ -199,8 +200,8 @@ class TrainedHead(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def _of_card(cls, core: PreTrainedModel, card: Any, fingerprint: Fingerprint) -> Self:
-        """A head without weights, as the card says."""
+    def _of_card(cls, core: PreTrainedModel, card: Any, fingerprint: Fingerprint, **sizes: Any) -> Self:
+        """A head without weights, as the card says; `sizes` as `__init__` takes them."""
 
     @abstractmethod
     def _card(self, **common: Any) -> HeadCard:
