@@ -78,7 +78,7 @@ def test_some_rows_of_the_head(name: str, tiny_model: Any) -> None:
     runner = ModelRunner(tiny_model(name))
     ids = torch.tensor([63, 2, 17, 2])
     hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0)) * 20
-    torch.testing.assert_close(runner.logits_of(runner.head_rows(ids), hidden), runner.logits(hidden)[..., ids])
+    torch.testing.assert_close(runner.logits(hidden, runner.head_rows(ids)), runner.logits(hidden)[..., ids])
 
 
 class Windows:

@@ -129,7 +129,7 @@ def test_rows_of_the_head(tied: bool, tiny_model: Any) -> None:
     with Engine(model) as engine, torch.no_grad():
         assert engine.runner.head_rows(ids).weight.equal(rows)
         hidden = torch.randn(2, 3, 32, generator=torch.Generator().manual_seed(0))
-        some = engine.runner.logits_of(pack_linear(engine.runner.head_rows(ids)), hidden)
+        some = engine.runner.logits(hidden, pack_linear(engine.runner.head_rows(ids)))
         torch.testing.assert_close(some, engine.runner.logits(hidden)[..., ids], atol=1e-5, rtol=1e-4)
         repeated = ids.repeat(2, 3)
         torch.testing.assert_close(engine.runner.embed(repeated), table[repeated] * 32**0.5, atol=0, rtol=1e-6)

@@ -288,12 +288,8 @@ def _run(slot: _Slot, stage: Stage, hidden: Tensor, inputs: LayerInputs) -> Tens
         given = [{**inputs, **others} for others in borrowed]
         return run_group(layers, given, applied.family, applied.plan.form, hidden)
 
-    if stage.is_group:
-        output = layers[0]._truedepth_call(hidden, truedepth_group=group, **inputs)
-    else:
-        output = layers[0]._truedepth_call(hidden, **{**inputs, **borrowed[0]})
-    hidden = output[0] if isinstance(output, tuple) else output
-    return hidden
+    given = {"truedepth_group": group} if stage.is_group else borrowed[0]
+    return call_layer(layers[0], hidden, {**inputs, **given})
 
 
 def _borrowed(slot: _Slot, index: int) -> LayerInputs:

@@ -40,11 +40,7 @@ def _make(scratch: Scratch, text: Sequence[DataSource], source: ModelSource, see
         tokenizer = make_tokenizer(text, scratch.vocabulary or 0)
     else:
         tokenizer = load(scratch.tokenizer, device="cpu", trust_remote_code=source.trust_remote_code).tokenizer
-    specials = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     auto: Any = AutoModelForCausalLM
     try:
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **specials, **scratch.config})

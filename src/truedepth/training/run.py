@@ -49,7 +49,6 @@ class Training(Generic[RecipeT]):
     Attributes:
         folder: where everything is written.
         loaded: the model, on the CPU, and its tokenizer.
-        rows, held_out: the text; None where the recipe's data is not `Data`.
         options: what a `DepthTrainer` takes besides its model. A kind that trains on something else replaces
             `train_dataset` and `eval_dataset` by rows with a `record`, and gives a `data_collator`.
     """
@@ -57,8 +56,6 @@ class Training(Generic[RecipeT]):
     recipe: RecipeT
     folder: Path
     loaded: LoadedModel
-    rows: TokenRows | None
-    held_out: TokenRows | None
     options: dict[str, Any]
     progress: Progress
 
@@ -207,15 +204,14 @@ def _training(
         pad_id = loaded.tokenizer.pad_token_id
         return TokenRows(items, data.length, packed=data.packed, too_long=data.too_long, pad_id=pad_id or 0)
 
-    rows, held_out = (rows_of(data.train), rows_of(data.held_out)) if isinstance(data, Data) else (None, None)
     options = {
         "args": arguments,
-        "train_dataset": rows,
-        "eval_dataset": held_out,
+        "train_dataset": rows_of(data.train) if isinstance(data, Data) else None,
+        "eval_dataset": rows_of(data.held_out) if isinstance(data, Data) else None,
         "processing_class": loaded.tokenizer,
         "on_snapshot": on_snapshot,
     }
-    return Training(recipe, folder, loaded, rows, held_out, options, progress)
+    return Training(recipe, folder, loaded, options, progress)
 
 
 @contextmanager

@@ -112,12 +112,8 @@ class ModelRunner:
         hidden: Tensor = self._embedding(ids)
         return hidden
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The model's own norm and head: (B, T, D) to (B, T, V)."""
-        return to_logits(self.model, self.family, hidden)
-
-    def logits_of(self, rows: nn.Linear, hidden: Tensor) -> Tensor:
-        """The same with some rows of the head, as `head_rows` gives them: (B, T, D) to (B, T, V')."""
+    def logits(self, hidden: Tensor, rows: nn.Linear | None = None) -> Tensor:
+        """The model's own norm and head, or some `head_rows` of it: (B, T, D) to (B, T, V) or (B, T, V')."""
         return to_logits(self.model, self.family, hidden, rows)
 
     def head_rows(self, ids: Tensor) -> nn.Linear:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from truedepth.export.hf.self_check import SelfCheck
-    from truedepth.models.fuse import Read, WideLayer
+    from truedepth.models.fuse import WideLayer
     from truedepth.plan import DepthPlan
     from truedepth.search.results import Results
 
@@ -87,38 +87,31 @@ def export_hf(
 
 def _write_weights(source: Source, plan: DepthPlan, folder: Path, dtype: str, progress: Progress) -> int:
     """All tensors, stage by stage; returns their bytes."""
+    import torch
+
     from truedepth.export.hf.shards import ShardWriter, shard_bytes
     from truedepth.models.fuse import fused_layers
 
-    read, target = _reader(source, dtype)
+    target: torch.dtype | None = None if dtype == "auto" else getattr(torch, dtype)  # None: each tensor's own
+
+    def read(name: str) -> Tensor:
+        tensor = source.read(name)
+        return tensor if target is None else tensor.float()  # weights are folded in float32, and rounded once
+
     total = sum(tensor.nbytes for tensor in source.blank.values())
     shards = ShardWriter(folder, shard_bytes(total))
     layers = f"{source.family.layers}."
     outside = [name for name in source.blank if not name.startswith(layers)]
     embedding = f"{source.family.embedding}."
     for name in sorted(outside, key=lambda name: not name.startswith(embedding)):
-        shards.add(name, _as(read(name), target))
+        shards.add(name, read(name).to(dtype=target))
     with progress("Writing the stages", plan.effective_depth) as done:
         for index, layer in enumerate(fused_layers(read, source.config, source.family, plan)):
             for name, tensor in _layer_tensors(layer, source, plan).items():
-                shards.add(f"{layers}{index}.{name}", _as(tensor, target))
+                shards.add(f"{layers}{index}.{name}", tensor.to(dtype=target))
             done()
     shards.finish()
     return shards.nbytes
-
-
-def _reader(source: Source, dtype: str) -> tuple[Read, torch.dtype | None]:
-    """What to read with, and what to write in: None for the type that a tensor has."""
-    import torch
-
-    if dtype == "auto":
-        return source.read, None
-    # Weights are folded in float32, and rounded once.
-    return (lambda name: source.read(name).float()), getattr(torch, dtype)
-
-
-def _as(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None else tensor.to(dtype)
 
 
 def _layer_tensors(layer: WideLayer, source: Source, plan: DepthPlan) -> dict[str, Tensor]:

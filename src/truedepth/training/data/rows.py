@@ -94,17 +94,17 @@ class TokenRows(Dataset[dict[str, Tensor]]):
         positions only where there is no mask and no cache.
         """
         longest = self.length if self.packed else max(len(row["input_ids"]) for row in rows)
-        batch = {name: torch.stack([_fill(row[name], name, longest, self.pad_id) for row in rows]) for name in rows[0]}
-        return batch
+        return {name: torch.stack([filled(row[name], name, longest, self.pad_id) for row in rows]) for name in rows[0]}
 
 
-def _fill(values: Tensor, name: str, length: int, pad_id: int) -> Tensor:
+def filled(values: Tensor, name: str, length: int, pad_id: int = 0) -> Tensor:
+    """A field of a row, (T, ...), filled up to `length`: as an item of its own that is not in the loss."""
     missing = length - len(values) if values.dim() else 0
     if not missing:
         return values
     if name == "position_ids":
         return torch.cat([values, torch.arange(missing)])
-    return torch.cat([values, values.new_full((missing,), pad_id if name == "input_ids" else IGNORED)])
+    return torch.cat([values, values.new_full((missing, *values.shape[1:]), IGNORED if name == "labels" else pad_id)])
 
 
 def _pieces(items: TokenizedItems, length: int, *, fill: bool, drop: bool) -> tuple[list[list[Piece]], list[Piece]]:

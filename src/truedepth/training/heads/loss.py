@@ -84,7 +84,7 @@ class HeadDistillation(nn.Module):
         last = rows["last"][counted].to(runner.model.dtype)  # (m, D)
         indexes = torch.full_like(labels, -1)
         indexes[counted] = torch.arange(len(last), device=labels.device)
-        return runner.logits_of(self._rows[0], last).float().softmax(-1), indexes
+        return runner.logits(last, self._rows[0]).float().softmax(-1), indexes
 
     def _chosen(self, drafted: Drafted, rows: Rows, where: Tensor) -> Tensor:
         """The columns of what the target chose after some targets, (B, n) of bool; -1 for what cannot be drafted."""

@@ -120,7 +120,6 @@ class ExitHeadKind:
         if training.is_first:
             _round(head)  # before it is measured
             _, held_out = states_of(recipe, loaded, training.folder, training.progress)
-            distillation.eval()
             head.agreement = {
                 name: distillation.eval().agreement(
                     DataLoader(self._rows(head, recipe, loaded, states)), JUDGED_POSITIONS

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from truedepth.engine.drafts.heads.eagle_head import EagleHead
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.errors import TextError
-from truedepth.training.data.rows import IGNORED
+from truedepth.training.data.rows import IGNORED, filled
 from truedepth.training.heads.states import NOTHING, States
 from truedepth.training.results import RowsRecord
 
@@ -77,7 +77,7 @@ class HeadRows(Dataset[dict[str, Tensor]]):
             "states": self._given(start, stop, positions),
             "last": self._states.at([self._last], start, stop),
         }
-        return {name: self._filled(name, value) for name, value in fields.items()}
+        return {name: filled(value, name, self._length) for name, value in fields.items()}
 
     def _given(self, start: int, stop: int, positions: Tensor) -> Tensor:
         if not self._shifted:
@@ -86,15 +86,6 @@ class HeadRows(Dataset[dict[str, Tensor]]):
         if start == 0:  # nothing stands before the first token, which is at position 0
             before = torch.cat([before[:1], before])[:stop]
         return before.masked_fill(positions[:, None] == 0, 0.0)
-
-    def _filled(self, name: str, value: Tensor) -> Tensor:
-        missing = self._length - len(value)
-        if not missing:
-            return value
-        if name == "position_ids":
-            return torch.cat([value, torch.arange(missing)])
-        fill = value.new_full((missing, *value.shape[1:]), IGNORED if name == "labels" else 0)
-        return torch.cat([value, fill])
 
 
 def depths_of(head: ExitHead | EagleHead) -> tuple[int, ...]:

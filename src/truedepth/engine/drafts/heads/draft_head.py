@@ -55,9 +55,7 @@ class LMHead:
         self._rows = None if self.vocabulary is None else pack_linear(runner.head_rows(self.vocabulary))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        if self._rows is None:
-            return self._runner.logits(hidden)
-        return self._runner.logits_of(self._rows, hidden)
+        return self._runner.logits(hidden, self._rows)
 
 
 def head_for(
