@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from truedepth.cli.live import JobDisplay
-from truedepth.search.optimize import optimize
+from truedepth.search.plan_job import optimize
 from truedepth.search.recipe import Recipe
 
 

@@ -14,14 +14,14 @@ from truedepth.cli.optimize import command
 from truedepth.cli.show import command as show
 from truedepth.errors import UsageError
 from truedepth.report import REPORT_FILE
-from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
+from truedepth.search.draft_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
 
 
 @pytest.fixture(autouse=True)
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("truedepth.search.lossless.NEW_TOKENS", 20)
+        patch.setattr("truedepth.search.draft_job.NEW_TOKENS", 20)
         patch.setattr("truedepth.measuring.step_timing._ROUNDS", 3)
         patch.setattr("truedepth.search.draft_benchmark.read_bandwidth", lambda device: 1e9)
         yield

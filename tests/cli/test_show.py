@@ -9,7 +9,7 @@ from truedepth.cli.show import command
 from truedepth.errors import PlanError, TruedepthError, UsageError
 from truedepth.plan import DepthPlan
 from truedepth.plan.plan_file import save_plan
-from truedepth.search.results import Results
+from truedepth.search.plan_results import Results
 
 SAMPLE = Path(__file__).parents[1] / "report" / "sample_results.json"
 NOTATION = "0-9 (10|11) 12-19 (20|21) (22|23) 24 26 28 29"

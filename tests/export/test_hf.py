@@ -22,7 +22,7 @@ from truedepth.models.loading.embedded import embedded_model
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
 from truedepth.plan.plan_file import load_plan
-from truedepth.search.results import Results
+from truedepth.search.plan_results import Results
 
 NUM_LAYERS = 6
 WIDE = "0 (1|3) 4 5"

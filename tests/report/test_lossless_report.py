@@ -10,7 +10,7 @@ import pytest
 
 from truedepth.errors import TruedepthError
 from truedepth.report import results_table
-from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
+from truedepth.search.draft_results import LOSSLESS_FILE, LosslessResults
 
 
 def draft(

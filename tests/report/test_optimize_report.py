@@ -13,7 +13,7 @@ from truedepth.errors import OutputError
 from truedepth.plan import DepthPlan
 from truedepth.report import write_report
 from truedepth.report.format import TIMES_SIGN
-from truedepth.search.results import Results
+from truedepth.search.plan_results import Results
 
 SAMPLE: dict[str, Any] = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 

@@ -6,7 +6,7 @@ import pytest
 
 from truedepth.plan import DepthPlan
 from truedepth.report import draw_plan, results_table
-from truedepth.search.results import Results
+from truedepth.search.plan_results import Results
 
 SAMPLE = json.loads((Path(__file__).parent / "sample_results.json").read_text(encoding="utf-8"))
 

@@ -70,7 +70,7 @@ def command(
     from truedepth.methods.plan_text import read_plan
     from truedepth.models.loading.source import open_source
     from truedepth.records.progress import terminal
-    from truedepth.search.results import RESULTS_FILE, Results
+    from truedepth.search.plan_results import RESULTS_FILE, Results
 
     source = open_source(model, ABILITY, trust_remote_code=trust_remote_code)
     chosen = read_plan(plan, source.config.num_hidden_layers, form, prefill)

@@ -16,8 +16,8 @@ from truedepth.search.recipe import LosslessRecipe, Recipe, Windows, load_recipe
 
 if TYPE_CHECKING:
     from truedepth.plan import DepthPlan
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
+    from truedepth.search.draft_results import LosslessResults
+    from truedepth.search.plan_results import Results
 
 _TARGETS = ("speedup", "max_perplexity_ratio", "depth")
 _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
@@ -81,8 +81,8 @@ def command(
 def _find(recipe: Recipe | LosslessRecipe, output: Path, resume: bool) -> tuple[Results | LosslessResults, DepthPlan]:
     """What the job finds that the recipe describes, and the plan of it, shown as it goes on."""
     from truedepth.cli.live import JobDisplay
-    from truedepth.search.lossless import optimize_lossless
-    from truedepth.search.optimize import optimize
+    from truedepth.search.draft_job import optimize_lossless
+    from truedepth.search.plan_job import optimize
 
     with JobDisplay() as display:
         if isinstance(recipe, LosslessRecipe):

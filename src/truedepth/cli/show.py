@@ -54,8 +54,8 @@ def command(target: str, layers: int | None, form: Form | None, prefill: Prefill
 
 
 def _read_run(folder: Path) -> RunResults | None:
-    from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
-    from truedepth.search.results import RESULTS_FILE, Results
+    from truedepth.search.draft_results import LOSSLESS_FILE, LosslessResults
+    from truedepth.search.plan_results import RESULTS_FILE, Results
     from truedepth.training.results import TRAINING_FILE, TrainingResults
 
     if (folder / RESULTS_FILE).exists():
@@ -92,8 +92,8 @@ def _show_plan(plan: DepthPlan, as_json: bool) -> None:
 def _show_run(results: RunResults, folder: Path) -> None:
     from rich.console import Console
 
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
+    from truedepth.search.draft_results import LosslessResults
+    from truedepth.search.plan_results import Results
 
     Console().print(results_table(results))
     if isinstance(results, (Results, LosslessResults)):

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from truedepth.plan import DepthPlan
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
+    from truedepth.search.draft_results import LosslessResults
+    from truedepth.search.plan_results import Results
     from truedepth.training.results import TrainingResults
 
     RunResults = Results | LosslessResults | TrainingResults
@@ -35,8 +35,8 @@ def write_report(results: RunResults, folder: Path) -> Path:
     from truedepth.report.lossless.page import render_lossless
     from truedepth.report.optimize.page import render_optimize
     from truedepth.report.training.page import render_training
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
+    from truedepth.search.draft_results import LosslessResults
+    from truedepth.search.plan_results import Results
 
     if isinstance(results, Results):
         page = render_optimize(results, folder)
@@ -54,8 +54,8 @@ def results_table(results: RunResults) -> RenderableType:
     from truedepth.report.lossless.table import lossless_table
     from truedepth.report.optimize.table import optimize_table
     from truedepth.report.training.table import training_table
-    from truedepth.search.lossless_results import LosslessResults
-    from truedepth.search.results import Results
+    from truedepth.search.draft_results import LosslessResults
+    from truedepth.search.plan_results import Results
 
     if isinstance(results, Results):
         return optimize_table(results)

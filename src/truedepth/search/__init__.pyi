@@ -1,6 +1,6 @@
-from .lossless import optimize_lossless as optimize_lossless
-from .lossless_results import LosslessResults as LosslessResults
-from .optimize import optimize as optimize
+from .draft_job import optimize_lossless as optimize_lossless
+from .draft_results import LosslessResults as LosslessResults
+from .plan_job import optimize as optimize
+from .plan_results import Results as Results
 from .recipe import LosslessRecipe as LosslessRecipe
 from .recipe import Recipe as Recipe
-from .results import Results as Results

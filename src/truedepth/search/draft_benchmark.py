@@ -22,8 +22,8 @@ from truedepth.measuring.step_timing import measure_step_costs
 from truedepth.measuring.timer import in_turns
 from truedepth.records.journal import Journal
 from truedepth.records.progress import Progress, silent
+from truedepth.search.draft_results import DraftRecord, TimedRecord
 from truedepth.search.draft_search import Candidate
-from truedepth.search.lossless_results import DraftRecord, TimedRecord
 
 LEAST_TOKENS = 8
 """Texts of fewer tokens are not timed: an end token came too soon."""

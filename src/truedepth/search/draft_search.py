@@ -24,7 +24,7 @@ from truedepth.methods.base import Evidence, EvidenceMethod, LayerMethod
 from truedepth.methods.registry import build_method
 from truedepth.methods.selection import without
 from truedepth.plan import FORMS, DepthPlan, Form
-from truedepth.search.lossless_results import SpeculationRecord
+from truedepth.search.draft_results import SpeculationRecord
 
 NUM_SPECULATIVE_TOKENS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 """How many tokens a draft may propose in a round."""

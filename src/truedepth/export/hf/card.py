@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from truedepth.export.hf.self_check import SelfCheck
     from truedepth.export.hf.written import HfExport
     from truedepth.plan import DepthPlan
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 
 def card(source: str, model_type: str, plan: DepthPlan, written: HfExport, measured: Results | None) -> str:

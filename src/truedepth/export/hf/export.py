@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from truedepth.export.hf.self_check import SelfCheck
     from truedepth.models.fuse import WideLayer
     from truedepth.plan import DepthPlan
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 CARD = "README.md"
 ABILITY: Ability = "checkpoint"

@@ -12,7 +12,7 @@ from truedepth.report.format import number, per_second, percent, times
 from truedepth.report.lossless import labels
 
 if TYPE_CHECKING:
-    from truedepth.search.lossless_results import CandidateRecord, LosslessResults, SpeculationRecord, TimedRecord
+    from truedepth.search.draft_results import CandidateRecord, LosslessResults, SpeculationRecord, TimedRecord
 
 _LENGTHS = {1: "dot", 4: "dash", 8: "longdash"}
 """Lengths that have a line, and how it is drawn."""

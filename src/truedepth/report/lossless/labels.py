@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from truedepth.report.format import percent, times
 
 if TYPE_CHECKING:
-    from truedepth.search.lossless_results import CandidateRecord, DraftRecord, LosslessResults, TimedRecord
+    from truedepth.search.draft_results import CandidateRecord, DraftRecord, LosslessResults, TimedRecord
 
 
 @dataclass(frozen=True, slots=True)

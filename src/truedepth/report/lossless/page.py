@@ -13,7 +13,7 @@ from truedepth.report.page import CostPart, cost_parts, render_page
 
 if TYPE_CHECKING:
     from truedepth.measuring.step_costs import StepCosts
-    from truedepth.search.lossless_results import LosslessResults
+    from truedepth.search.draft_results import LosslessResults
 
 
 def render_lossless(results: LosslessResults, folder: Path) -> str:

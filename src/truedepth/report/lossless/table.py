@@ -12,7 +12,7 @@ from truedepth.report.lossless import labels
 from truedepth.report.terminal import bare_table
 
 if TYPE_CHECKING:
-    from truedepth.search.lossless_results import LosslessResults
+    from truedepth.search.draft_results import LosslessResults
 
 _MOST_ROWS = 8
 """Plans in the table; the report has all."""

@@ -16,7 +16,7 @@ from truedepth.report.layout import ROLE_LABELS, roles
 from truedepth.report.optimize.comparison import ComparisonRow, comparison
 
 if TYPE_CHECKING:
-    from truedepth.search.results import FrontierPoint, Results
+    from truedepth.search.plan_results import FrontierPoint, Results
 
 _HOPELESS = 1e4  # ratios of perplexity that the axis should not stretch to, whatever has them
 _PEER_SYMBOLS = ("circle", "square", "diamond", "cross", "pentagon", "hexagram", "bowtie", "hourglass")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from truedepth.plan import DepthPlan
 
 if TYPE_CHECKING:
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 
 @dataclass(frozen=True, slots=True)

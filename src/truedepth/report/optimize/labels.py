@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from truedepth.report.format import depth, number, percent, perplexity, times
 
 if TYPE_CHECKING:
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 
 def headline(results: Results) -> str:

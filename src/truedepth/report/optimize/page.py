@@ -19,7 +19,7 @@ from truedepth.report.page import CostPart, cost_parts, render_page
 if TYPE_CHECKING:
     from truedepth.measuring.costs import CostRecord
     from truedepth.measuring.speed import SpeedRecord
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 
 @dataclass(frozen=True, slots=True)

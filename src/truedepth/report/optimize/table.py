@@ -13,7 +13,7 @@ from truedepth.report.optimize.comparison import ComparisonRow, comparison
 from truedepth.report.terminal import bare_table
 
 if TYPE_CHECKING:
-    from truedepth.search.results import Results
+    from truedepth.search.plan_results import Results
 
 
 def optimize_table(results: Results) -> RenderableType:

@@ -17,9 +17,9 @@ from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.records.recipe import RECIPE_FILE
 from truedepth.report import REPORT_FILE
 from truedepth.search.job import JOURNAL_FILE
-from truedepth.search.optimize import optimize
+from truedepth.search.plan_job import PEERS, optimize
+from truedepth.search.plan_results import RESULTS_FILE, Results
 from truedepth.search.recipe import Recipe, Windows
-from truedepth.search.results import RESULTS_FILE, Results
 
 PROFILE = """
 description: one slow device, for tests
@@ -134,6 +134,13 @@ def test_what_cannot_be_done_is_said(
     with pytest.raises(error, match=message):
         optimize(recipe.model_copy(update=change), tmp_path)
     assert not (tmp_path / RESULTS_FILE).exists()
+
+
+def test_methods_that_cannot_go_as_deep_are_left_out(recipe: Recipe, tmp_path: Path) -> None:
+    """A single stage: pairs leave at least half of the layers, and unified skipping keeps the first and the last."""
+    results = optimize(recipe.model_copy(update={"target": "depth", "value": 1}), tmp_path)
+    assert results.plan.effective_depth == 1
+    assert {peer.method for peer in results.peers} == set(PEERS) - {"layer-parallel", "unified-skipping"}
 
 
 def test_the_command_prints_the_table_and_where_the_report_is(recipe: Recipe, tmp_path: Path) -> None:

@@ -22,15 +22,15 @@ from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
 from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, WallClockTimer, draft_record
-from truedepth.search.draft_search import DraftSearch, Rating
-from truedepth.search.job import Job, open_job
-from truedepth.search.lossless_results import (
+from truedepth.search.draft_results import (
     LOSSLESS_FILE,
     AimRecord,
     CandidateRecord,
     LosslessResults,
     TimedRecord,
 )
+from truedepth.search.draft_search import DraftSearch, Rating
+from truedepth.search.job import Job, open_job
 from truedepth.search.recipe import LosslessRecipe
 
 NEW_TOKENS = 64

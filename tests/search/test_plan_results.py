@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from truedepth.errors import TruedepthError
-from truedepth.search.results import SCHEMA_VERSION, Results
+from truedepth.search.plan_results import SCHEMA_VERSION, Results
 
 DOCS = Path(__file__).parents[2] / "docs" / "results-file.md"
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan import DepthPlan, Form
 from truedepth.records.schema import Record
-from truedepth.search.results import JobResults
+from truedepth.search.plan_results import JobResults
 
 SCHEMA_VERSION = 2
 LOSSLESS_FILE = "lossless.json"

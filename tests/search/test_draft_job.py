@@ -27,9 +27,9 @@ from truedepth.records.progress import Progress
 from truedepth.records.recipe import RECIPE_FILE
 from truedepth.report import write_report
 from truedepth.search.draft_benchmark import DraftRun
+from truedepth.search.draft_job import optimize_lossless
+from truedepth.search.draft_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.job import JOURNAL_FILE
-from truedepth.search.lossless import optimize_lossless
-from truedepth.search.lossless_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.recipe import LosslessRecipe, Windows, load_recipe
 
 LAYERS, VOCABULARY = 6, 259
@@ -77,8 +77,8 @@ class MadeUpTimer:
 @pytest.fixture(scope="module", autouse=True)
 def _short_texts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("truedepth.search.lossless.NEW_TOKENS", 24)
-        patch.setattr("truedepth.search.lossless._COUNTED_WINDOWS", 40)
+        patch.setattr("truedepth.search.draft_job.NEW_TOKENS", 24)
+        patch.setattr("truedepth.search.draft_job._COUNTED_WINDOWS", 40)
         yield
 
 

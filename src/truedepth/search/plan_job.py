@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import exp, isclose, isfinite
 from pathlib import Path
 from typing import Any
 
-from truedepth.errors import SearchError
+from truedepth.errors import MethodError, SearchError
 from truedepth.evaluation.calibration import Calibration, calibrate
 from truedepth.evaluation.plan_tree import key_of
 from truedepth.evaluation.quality import Quality, compare_quality
@@ -25,8 +26,7 @@ from truedepth.plan.record import PlanRecord
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
 from truedepth.search.job import Job, open_job
-from truedepth.search.recipe import Recipe
-from truedepth.search.results import (
+from truedepth.search.plan_results import (
     RESULTS_FILE,
     FrontierPoint,
     Peer,
@@ -35,6 +35,7 @@ from truedepth.search.results import (
     SpeedupRecord,
     TargetRecord,
 )
+from truedepth.search.recipe import Recipe
 from truedepth.search.walk import Search, SearchStep, Target
 
 PEERS = (
@@ -133,14 +134,12 @@ class PlanJob:
         """The plan of each published method at a depth, where it has one."""
         plans = {}
         for name in PEERS:
-            if name == "layer-parallel" and 2 * depth < self.evidence.num_layers:
-                continue  # pairs cannot make the model this shallow
-            setting = {"exit": depth} if name == "early-exit" else {"depth": depth}
-            method = build_method(name, setting)
-            if isinstance(method, EvidenceMethod):
-                plans[name] = method.plan(self.evidence)
-            elif isinstance(method, LayerMethod):
-                plans[name] = method.plan(self.evidence.num_layers)
+            method = build_method(name, {"exit" if name == "early-exit" else "depth": depth})
+            with suppress(MethodError):  # it cannot make the model this shallow
+                if isinstance(method, EvidenceMethod):
+                    plans[name] = method.plan(self.evidence)
+                elif isinstance(method, LayerMethod):
+                    plans[name] = method.plan(self.evidence.num_layers)
         return plans
 
     def _best(self, path: list[SearchStep], peers: dict[str, DepthPlan]) -> DepthPlan:
