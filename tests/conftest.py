@@ -197,7 +197,7 @@ def plain_kind(exit_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     from types import ModuleType, SimpleNamespace
     from typing import Literal
 
-    from truedepth.training.kinds import KINDS, Entry
+    from truedepth.training.kinds import KINDS
     from truedepth.training.recipe import TrainingRecipe
     from truedepth.training.results import ProductRecord
     from truedepth.training.run import save_model
@@ -224,5 +224,5 @@ def plain_kind(exit_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     module = ModuleType("plain_kind_of_tests")
     vars(module).update(vars(SimpleNamespace(KIND=kind)))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(KINDS, "plain", Entry(module.__name__, "Train all of a model."))
+    monkeypatch.setitem(KINDS, "plain", (module.__name__, "Train all of a model."))
     return kind

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truedepth.cli.measure_ranks import measure_shared
-from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options
+from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options, print_json
 from truedepth.cli.ranks import join_ranks
 from truedepth.cli.tables import add_speeds, compared, comparison_table, print_measurement, spread
 from truedepth.errors import UsageError
@@ -122,11 +122,26 @@ def _measure(
 def _measure_profile(
     model: str | None, plan: str | None, output: Path | None, loading: dict[str, Any], as_json: bool
 ) -> None:
-    from truedepth.cli.measure_profile import measure_and_show
+    """Write the profile of this machine to a file, or print it; of several ranks the first does so."""
+    from truedepth.hardware.profiling import measure_profile, save_profile, to_yaml
+    from truedepth.models.loading.placement import resolve_device, resolve_dtype
+    from truedepth.records.progress import terminal
 
     if model is not None or plan is not None:
         raise UsageError("--profile measures the machine, whatever the model; leave out MODEL and --plan")
-    measure_and_show(output, loading["dtype"], loading["device"], as_json)
+    ranks = join_ranks(loading["device"], {})
+    device = ranks.device if ranks else resolve_device(loading["device"])
+    profile = measure_profile(device, resolve_dtype(loading["dtype"], device), terminal)
+    if ranks and ranks.rank > 0:
+        return
+    if output is not None:
+        save_profile(profile, output)
+    if as_json:
+        print_json(profile.model_dump(exclude_none=True))
+    elif output is None:
+        click.echo(to_yaml(profile), nl=False)
+    else:
+        click.echo(f"wrote {output}; use it with: truedepth predict MODEL --plan PLAN --hardware {output}")
 
 
 def _speed_table(model: str, measurement: Measurement) -> Table:

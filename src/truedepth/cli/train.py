@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import examples, json_option, print_json
+from truedepth.cli.options import LazyGroup, examples, json_option, print_json
 from truedepth.report import REPORT_FILE, results_table, write_report
 from truedepth.training.kinds import KINDS
 
@@ -15,18 +15,15 @@ if TYPE_CHECKING:
     from truedepth.training.results import TrainingResults
 
 
-class _Kinds(click.Group):
-    """The kinds of training, whose help is known without importing them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(KINDS)
-
+class _Kinds(LazyGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _kind_command(cmd_name) if cmd_name in KINDS else None
 
 
 @click.group(
     cls=_Kinds,
+    modules=KINDS,
+    title="Kinds",
     name="train",
     epilog=examples(
         "truedepth train layerskip recipes/layerskip-task.yaml -o run",
@@ -43,8 +40,8 @@ def _kind_command(name: str) -> click.Command:
 
     @click.command(
         name=name,
-        help=f"{KINDS[name].summary}\n\nRECIPE is a YAML file; docs/training.md explains its fields.",
-        short_help=KINDS[name].summary,
+        help=f"{KINDS[name][1]}\n\nRECIPE is a YAML file; docs/training.md explains its fields.",
+        short_help=KINDS[name][1],
         epilog=examples(
             f"truedepth train {name} recipe.yaml -o run",
             f"truedepth train {name} run/recipe.yaml -o run --resume",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -12,28 +11,21 @@ if TYPE_CHECKING:
     from truedepth.training.run import Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where a kind is, and what it is in one line."""
-
-    module: str
-    summary: str
-
-
-KINDS: dict[str, Entry] = {
-    "layerskip": Entry(
+KINDS = {
+    "layerskip": (
         "truedepth.training.layerskip.recipe",
         "Train a model so that its early exits can draft, and its layers can be left out.",
     ),
-    "recover": Entry(
+    "recover": (
         "truedepth.training.recovery.recipe",
         "Train a model under a plan, until it works well with layers skipped, paired or merged.",
     ),
-    "exit-head": Entry(
+    "exit-head": (
         "truedepth.training.heads.recipe",
         "Train a small head with which a model drafts for itself; the model stays as it is.",
     ),
 }
+"""Where each kind is, and what it is in one line."""
 
 
 def find_kind(name: str) -> Kind[Any]:
@@ -44,5 +36,5 @@ def find_kind(name: str) -> Kind[Any]:
     """
     if name not in KINDS:
         raise UsageError(f"there is no training named '{name}'; choose one of: {', '.join(KINDS)}")
-    kind: Kind[Any] = import_module(KINDS[name].module).KIND
+    kind: Kind[Any] = import_module(KINDS[name][0]).KIND
     return kind
