@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from truedepth.cli.options import (
+    LOADING,
     examples,
     json_option,
     load_model,
@@ -123,9 +124,6 @@ def command(
     stats: bool,
     compare: bool,
     as_json: bool,
-    dtype: str,
-    device: str,
-    trust_remote_code: bool,
     **options: Any,
 ) -> None:
     """Write text with a model under a plan, and say how fast that was.
@@ -135,9 +133,10 @@ def command(
     """
     from truedepth.engine.sampling.logits_sampler import SamplingParams
 
-    speculation = {name: options[name] for name in ("num_speculative_tokens", "vocabulary")}
-    length, vocabulary = speculation.values()
-    ranks = join_ranks(device, {"--draft": drafts, "--draft-length": length, "--draft-vocabulary": vocabulary})
+    loading = {name: options.pop(name) for name in LOADING}
+    length, vocabulary = options["num_speculative_tokens"], options["vocabulary"]
+    refused = {"--draft": drafts, "--draft-length": length, "--draft-vocabulary": vocabulary}
+    ranks = join_ranks(loading["device"], refused)
     if (as_json and stats) or (options["logprobs"] and not as_json):
         raise UsageError("--json has all figures without --stats, and --logprobs needs --json")
     if compare and not drafts:
@@ -145,7 +144,6 @@ def command(
     sampling_params = SamplingParams(**{name: options.pop(name) for name in _SAMPLING})
     text = _prompt(prompt, prompt_file, ranks)
     read = partial(read_plan, plan, form=form, prefill=prefill)
-    loading = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     if ranks:
         loaded, chosen, sampling_params = _load_part(model, read, ranks, sampling_params, **loading)
     else:
@@ -299,7 +297,11 @@ def _summarise(written: _Written, plan: DepthPlan, ranks: GroupRanks | None, *, 
             err=True,
         )
     if stats:
-        _print_stats(result)
+        from rich.console import Console
+
+        from truedepth.report.terminal import decoding_table
+
+        Console(stderr=True).print(decoding_table(result))
     if written.gain:
         _print_gain(written.gain)
 
@@ -318,14 +320,6 @@ def _summarise_drafting(result: GenerationResult) -> None:
         err=True,
         color=colour,
     )
-
-
-def _print_stats(result: GenerationResult) -> None:
-    from rich.console import Console
-
-    from truedepth.report.terminal import decoding_table
-
-    Console(stderr=True).print(decoding_table(result))
 
 
 def _print_gain(gain: DraftingGain) -> None:

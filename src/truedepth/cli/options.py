@@ -56,6 +56,9 @@ loading_options = options(
 )
 """`--dtype`, `--device` and `--trust-remote-code`: the keyword arguments of `truedepth.load`."""
 
+LOADING = ("dtype", "device", "trust_remote_code")
+"""What `loading_options` pass."""
+
 plan_options = options(
     click.option("--plan", metavar="PLAN", help=f"Run this plan: {PLAN_FORMATS}."),
     click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the plan file, else lp]"),

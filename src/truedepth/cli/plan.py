@@ -11,10 +11,12 @@ import click
 
 from truedepth.cli.method_options import options_of, parameters_of
 from truedepth.cli.options import (
+    LOADING,
     examples,
     json_option,
     load_model,
     loading_options,
+    options,
     print_json,
     trust_remote_code_option,
 )
@@ -71,6 +73,12 @@ def command(ctx: click.Context, as_json: bool) -> None:
         _print_methods(methods)
 
 
+_FILE = click.Path(path_type=Path, dir_okay=False)
+_output_options = options(
+    click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the plan to a plan.yaml."), json_option
+)
+
+
 def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
     """The subcommand of a method that needs only the number of layers."""
 
@@ -115,9 +123,6 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
         model: str | None,
         layers: int | None,
         text: Path | None,
-        dtype: str,
-        device: str,
-        trust_remote_code: bool,
         output: Path | None,
         as_json: bool,
         **values: Any,
@@ -131,19 +136,12 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
         from truedepth.evaluation.texts import Sizes, read_texts
         from truedepth.records.progress import terminal
 
-        loaded = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        loaded = load_model(model, **{name: values[name] for name in LOADING})
         texts = read_texts(text, loaded.tokenizer, Sizes())
         plan = chosen.plan(calibrate(loaded.model, texts.calibration, terminal))
         _finish(chosen, plan, output, as_json)
 
     return run
-
-
-def _output_options(run: Callable[..., None]) -> Callable[..., None]:
-    file = click.Path(path_type=Path, dir_okay=False)
-    return click.option("-o", "--output", type=file, metavar="FILE", help="Write the plan to a plan.yaml.")(
-        json_option(run)
-    )
 
 
 def _finish(method: Method, plan: DepthPlan, output: Path | None, as_json: bool) -> None:
