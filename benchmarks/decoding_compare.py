@@ -26,8 +26,8 @@ class Turn:
     """One entrant's answers to all prompts in one round.
 
     Attributes:
-        rate: tokens a second after the first token, over all sequences.
-        whole_rate: tokens a second from the prompt on.
+        tokens_per_second: tokens a second after the first token, over all sequences.
+        tokens_per_second_with_prompt: tokens a second from the prompt on.
         first_seconds: the median time to the first token.
         bandwidth: bytes a second at which memory was read just before.
     """
@@ -36,12 +36,12 @@ class Turn:
     bandwidth: float
 
     @property
-    def rate(self) -> float:
+    def tokens_per_second(self) -> float:
         new = sum(answer.new - answer.early for answer in self.answers)
         return new / sum(answer.seconds - answer.first_seconds for answer in self.answers)
 
     @property
-    def whole_rate(self) -> float:
+    def tokens_per_second_with_prompt(self) -> float:
         return sum(answer.new for answer in self.answers) / sum(answer.seconds for answer in self.answers)
 
     @property
@@ -72,7 +72,7 @@ class Compared:
     def best(self, family: str, *, speculating: bool) -> str | None:
         """The fastest of a family's entrants, among those that do not speculate or all."""
         members = [one.name for one in self.configs if one.family == family and (speculating or not one.speculates)]
-        return max(members, key=lambda name: median(turn.rate for turn in self.turns[name]), default=None)
+        return max(members, key=lambda name: median(turn.tokens_per_second for turn in self.turns[name]), default=None)
 
     def to_dict(self, model: PreTrainedModel) -> dict[str, Any]:
         """Plain figures; `model` is the one that all run, with its weights in place."""
@@ -100,18 +100,18 @@ class Compared:
     def _figures(self, one: DraftConfig, model: PreTrainedModel) -> dict[str, Any]:
         turns = self.turns[one.name]
         answers = [answer for turn in turns for answer in turn.answers]
-        rate = Spread.of([turn.rate for turn in turns])
+        speed = Spread.of([turn.tokens_per_second for turn in turns])
         work = DecodeWork.of(model, context=self.context, batch=self.batch, bytes_per_value=one.bytes_per_value)
         bytes_per_token = work.bytes_per_token(DepthPlan.full(model.config.num_hidden_layers))
         drafted, passes = sum(answer.drafted for answer in answers), sum(answer.passes for answer in answers)
         return {
-            "decode_tokens_per_second": asdict(rate),
-            "tokens_per_second_with_prompt": asdict(Spread.of([turn.whole_rate for turn in turns])),
+            "decode_tokens_per_second": asdict(speed),
+            "tokens_per_second_with_prompt": asdict(Spread.of([turn.tokens_per_second_with_prompt for turn in turns])),
             "time_to_first_token_seconds": asdict(Spread.of([turn.first_seconds for turn in turns])),
             "acceptance": sum(answer.accepted for answer in answers) / drafted if drafted else None,
             "tokens_per_pass": sum(answer.new - answer.early for answer in answers) / passes,
             "bytes_per_token": bytes_per_token,
-            "share_of_bandwidth_limit": rate.median * bytes_per_token / self.bandwidth,
+            "share_of_bandwidth_limit": speed.median * bytes_per_token / self.bandwidth,
             "warm_up_seconds": self.warm_up[one.name],
         }
 
@@ -119,7 +119,7 @@ class Compared:
         if base is None:
             return None
         pairs = zip(self.turns[name], self.turns[base], strict=True)
-        return asdict(Spread.of([own.rate / other.rate for own, other in pairs]))
+        return asdict(Spread.of([own.tokens_per_second / other.tokens_per_second for own, other in pairs]))
 
     def _same(self, one: DraftConfig, plain: str | None) -> float | None:
         """The share of prompts that got the same tokens; None where the entrant gives none."""

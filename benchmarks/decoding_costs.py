@@ -102,10 +102,10 @@ def _pass(tested: Subject, batch: int, tokens: int) -> Callable[[], object]:
 
 
 def _interleaved(
-    probes: Mapping[int, Callable[[], object]], rounds: int, progress: Progress, words: str
+    probes: Mapping[int, Callable[[], object]], rounds: int, progress: Progress, label: str
 ) -> dict[int, list[float]]:
     times: dict[int, list[float]] = {tokens: [] for tokens in probes}
-    with progress(words, rounds + 1) as advance:
+    with progress(label, rounds + 1) as advance:
         for turn in range(rounds + 1):
             for tokens, probe in probes.items():
                 begun = time.perf_counter()

@@ -184,7 +184,7 @@ class Transformers:
 
     @contextmanager
     def _configured(self, passes: list[int]) -> Iterator[None]:
-        """Put the settings in force, and note the passes of a entrant that speculates."""
+        """Put the settings in force, and note the passes of an entrant that speculates."""
         config: Any = self.model.generation_config
         before = {name: getattr(config, name) for name in self.settings}
         hook = None

@@ -51,23 +51,23 @@ def page(record: Mapping[str, Any]) -> str:
 def decode_chart(run: Mapping[str, Any]) -> go.Figure:
     """Tokens a second of each entrant as bars, the fastest on top."""
     ranked = sorted(run["entrants"].items(), key=lambda item: item[1]["decode_tokens_per_second"]["median"])
-    rates = [found["decode_tokens_per_second"] for _, found in ranked]
+    speeds = [found["decode_tokens_per_second"] for _, found in ranked]
     figure = go.Figure(
         go.Bar(
-            x=[rate["median"] for rate in rates],
+            x=[speed["median"] for speed in speeds],
             y=[html.escape(name) for name, _ in ranked],
             orientation="h",
             marker={"color": [COLOURS[found["family"]] for _, found in ranked]},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [rate["high"] - rate["median"] for rate in rates],
-                "arrayminus": [rate["median"] - rate["low"] for rate in rates],
+                "array": [speed["high"] - speed["median"] for speed in speeds],
+                "arrayminus": [speed["median"] - speed["low"] for speed in speeds],
                 "color": "#1d2327",
                 "thickness": 1,
                 "width": 3,
             },
-            text=[f"<b>{rate['median']:.1f}</b>" for rate in rates],
+            text=[f"<b>{speed['median']:.1f}</b>" for speed in speeds],
             textposition="inside",
             insidetextanchor="start",
             hovertext=[_hover(found) for _, found in ranked],

@@ -18,10 +18,10 @@ def print_comparison(model: str, run: Mapping[str, Any]) -> None:
     for name in columns:
         table.add_column(name, justify="right")
     for name, found in run["entrants"].items():
-        rate = found["decode_tokens_per_second"]
+        speed = found["decode_tokens_per_second"]
         table.add_row(
             name,
-            *(f"{rate[part]:.1f}" for part in ("median", "low", "high")),
+            *(f"{speed[part]:.1f}" for part in ("median", "low", "high")),
             f"{1000 * found['time_to_first_token_seconds']['median']:.0f} ms",
             "" if found["acceptance"] is None else f"{found['acceptance']:.0%}",
             f"{found['tokens_per_pass']:.2f}",

@@ -321,7 +321,7 @@ def test_acceptance_stays_a_probability(rounds: list[tuple[int, int]], confidenc
     for taken, seen in rounds:
         acceptance.see(min(taken, seen), seen)
         acceptance.see_confidence(confidence, taken >= seen)
-        assert 0 < acceptance.rate < 1
+        assert 0 < acceptance.acceptance_rate < 1
         assert 0 <= acceptance.of(confidence) <= 1
 
 
@@ -334,7 +334,7 @@ def test_acceptance_tells_confidences_apart() -> None:
         acceptance.see_confidence(0.99 if sure else 0.1, taken)
     assert acceptance.of(0.99) > 0.8
     assert acceptance.of(0.1) < 0.35
-    assert acceptance.rate == pytest.approx(0.575, abs=0.2)
+    assert acceptance.acceptance_rate == pytest.approx(0.575, abs=0.2)
 
 
 def test_round_cost_is_the_line_through_the_rounds_that_nothing_disturbed() -> None:

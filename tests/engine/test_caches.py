@@ -57,13 +57,13 @@ def test_layers_take_memory_when_they_first_write_and_give_it_back() -> None:
     assert cache.bytes == one + one // 4
 
 
-def test_a_lent_cache_is_read_and_not_written() -> None:
+def test_a_read_only_cache_is_not_written() -> None:
     cache = KVCache(ROWS, CAPACITY)
     cache.write(0, *entries(1, 2), slots({0: [0, 1]}))
     before = cache.read(0, slice(0, 1), 2)[0].clone()
-    lent = cache.read_only()
-    lent.write(0, *entries(1, 2, seed=1), slots({0: [0, 1]}))
-    assert lent.read(0, slice(0, 1), 2)[0].equal(before)
+    read_only = cache.read_only()
+    read_only.write(0, *entries(1, 2, seed=1), slots({0: [0, 1]}))
+    assert read_only.read(0, slice(0, 1), 2)[0].equal(before)
 
 
 @given(st.data())

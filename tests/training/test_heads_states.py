@@ -69,7 +69,7 @@ class TestStates:
             else:
                 loss_mask = [*passage.loss_mask[1:], False]
                 assert chosen == [
-                    token if learns else NOTHING for token, learns in zip(likeliest, loss_mask, strict=True)
+                    token if counted else NOTHING for token, counted in zip(likeliest, loss_mask, strict=True)
                 ]
 
     def test_go_on_where_they_were_interrupted(

@@ -18,28 +18,28 @@ _BIN_EDGES = (0.3, 0.5, 0.65, 0.77, 0.86, 0.92, 0.96, 0.985)
 """Between the bins of confidence: from one to the next the chance of an error falls by about a third."""
 
 _BIN_MEMORY, _BIN_PRIOR = 48.0, 8.0
-"""Tokens that a bin remembers, about, and how many make it count as much as the rate over all bins."""
+"""Tokens that a bin remembers, about, and how many make it count as much as the acceptance rate over all bins."""
 
 
 class AcceptanceEstimate:
     """How likely a draft's tokens are taken.
 
-    `rate` is for a token that the draft has not made yet, if those before it are taken. It is the mean of estimates
-    that forget quickly and slowly, (taken + 1/2) / (seen + 1) each, weighted by how well they foretold what was seen
-    ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998): steady while nothing changes,
-    and quick when something does. `of` is for a token whose confidence is known, from tokens with alike ones.
+    `acceptance_rate` is for a token that the draft has not made yet, if those before it are taken. It is the mean of
+    estimates that forget quickly and slowly, (taken + 1/2) / (seen + 1) each, weighted by how well they foretold what
+    was seen ("fixed share", Herbster and Warmuth, Tracking the best expert, 1998): steady while nothing changes, and
+    quick when something does. `of` is for a token whose confidence is known, from tokens with alike ones.
     """
 
     def __init__(self) -> None:
         self._counts = [_PRIOR] * len(_MEMORIES)
         self._weights = [1 / len(_MEMORIES)] * len(_MEMORIES)
         self._bins = [(0.0, 0.0)] * (len(_BIN_EDGES) + 1)
-        self.rate = _PRIOR[0] / _PRIOR[1]
+        self.acceptance_rate = _PRIOR[0] / _PRIOR[1]
 
     def of(self, confidence: float) -> float:
         """The chance that a token of this confidence is taken, if those before it are."""
         taken, seen = self._bins[bisect(_BIN_EDGES, confidence)]
-        return (taken + _BIN_PRIOR * self.rate) / (seen + _BIN_PRIOR)
+        return (taken + _BIN_PRIOR * self.acceptance_rate) / (seen + _BIN_PRIOR)
 
     def see(self, taken: int, seen: int) -> None:
         """Learn from the tokens of a round; only those count before which all drafted ones were taken."""
@@ -50,7 +50,9 @@ class AcceptanceEstimate:
         self._counts = [
             _added(counts, memory, taken, seen) for counts, memory in zip(self._counts, _MEMORIES, strict=True)
         ]
-        self.rate = sum(weight * _estimate(counts) for weight, counts in zip(self._weights, self._counts, strict=True))
+        self.acceptance_rate = sum(
+            weight * _estimate(counts) for weight, counts in zip(self._weights, self._counts, strict=True)
+        )
 
     def see_confidence(self, confidence: float, taken: bool) -> None:
         """Learn what the confidence of one of these tokens meant."""

@@ -110,7 +110,7 @@ class AdaptivePolicy:
         self._allowance = _FIRST_ALLOWANCE
         self._now = 0
         self._best: int | None = None
-        self._best_rate = 1.0  # here and below in tokens per plain step
+        self._best_speedup = 1.0  # R, in tokens per plain step; `_each` in plain steps
         self._drafting = 0
         self._each = 0.0
 
@@ -122,7 +122,7 @@ class AdaptivePolicy:
         if not costs.known:
             return None
         self._choose_best(costs)
-        if self._best is not None and 1 - 1 / self._best_rate <= _REFRESH * costs.since_plain:
+        if self._best is not None and 1 - 1 / self._best_speedup <= _REFRESH * costs.since_plain:
             return None
         self.wants_shadow = self._affords_shadow(costs)
         draft = self._to_try(costs)
@@ -136,8 +136,8 @@ class AdaptivePolicy:
     def goes_on(self, drafted: int, confidences: Sequence[Sequence[float]]) -> bool:
         """Whether the next token is likely to bring more than it costs; see `SpeculationPolicy`."""
         known = self._acceptance[self._drafting]
-        reached = [prod(map(known.of, own)) for own in confidences] or [known.rate**drafted]
-        return sum(reached) / len(reached) * known.rate > self._best_rate * self._each
+        reached = [prod(map(known.of, own)) for own in confidences] or [known.acceptance_rate**drafted]
+        return sum(reached) / len(reached) * known.acceptance_rate > self._best_speedup * self._each
 
     def note(self, step: Round) -> None:
         """Learn costs and acceptance from a step; see `SpeculationPolicy`."""
@@ -151,7 +151,7 @@ class AdaptivePolicy:
         self._settle(step, costs)
         if step.draft is not None and step.draft != self._best:
             seen = sum(min(count + 1, step.drafted) for count in step.accepted)
-            hopeful = self._rate(step.draft, sum(step.accepted) / seen, costs) > self._best_rate
+            hopeful = self._speedup(step.draft, sum(step.accepted) / seen, costs) > self._best_speedup
             self._trials[step.draft].see(self._now, hopeful=hopeful)
         if self.wants_shadow:
             self._see_shadow(step, costs)
@@ -167,26 +167,26 @@ class AdaptivePolicy:
         return self._costs[batch]
 
     def _choose_best(self, costs: BatchCosts) -> None:
-        rates = [self._rate(draft, known.rate, costs) for draft, known in enumerate(self._acceptance)]
-        self._best_rate = max(1.0, *rates)
-        best = rates.index(self._best_rate) if self._best_rate > 1 else None
+        speedups = [self._speedup(draft, known.acceptance_rate, costs) for draft, known in enumerate(self._acceptance)]
+        self._best_speedup = max(1.0, *speedups)
+        best = speedups.index(self._best_speedup) if self._best_speedup > 1 else None
         if best is not None:
             self._trials[best].reset(self._now)
         elif self._best is not None:
             self._shadow_trial.reset(self._now)
         self._best = best
 
-    def _rate(self, draft: int, acceptance: float, costs: BatchCosts) -> float:
-        """The rate of a draft's best rounds."""
+    def _speedup(self, draft: int, acceptance: float, costs: BatchCosts) -> float:
+        """Of a draft's best rounds over plain steps: r(n) with costs in plain steps."""
         base, each = costs.line(draft)
         best, tokens, reached = 0.0, 1.0, 1.0
         for drafted in range(1, self._longest + 1):
             reached *= acceptance
             tokens += reached
-            rate = tokens / (base + each * drafted)
-            if rate <= best:
+            speedup = tokens / (base + each * drafted)
+            if speedup <= best:
                 break
-            best = rate
+            best = speedup
         return best
 
     def _most(self, draft: int, costs: BatchCosts) -> int:
@@ -236,6 +236,6 @@ class AdaptivePolicy:
         for draft in others:
             right, seen = step.shadow[draft]
             self._acceptance[draft].see(right, seen)
-            hopeful |= self._rate(draft, right / seen, costs) > self._best_rate
+            hopeful |= self._speedup(draft, right / seen, costs) > self._best_speedup
         self._allowance -= self._shadow_cost(others, costs)
         self._shadow_trial.see(self._now, hopeful=hopeful)

@@ -60,7 +60,7 @@ class EagleHead(TrainedHead):
             self.embed = nn.Linear(self._width, self._width, bias=False)
 
     def combine_hidden_states(self, states: Tensor) -> Tensor:
-        """s of tokens where the target has been.
+        """s of verified tokens, from the target's states.
 
         Args:
             states: the target's at each of `depths`, side by side: (B, T, D * len(depths)). Zeros stand for those
@@ -74,7 +74,7 @@ class EagleHead(TrainedHead):
         return combined
 
     def layer_inputs(self, before: Tensor, embedded: Tensor) -> Tensor:
-        """x of tokens: s of those before them, and their embeddings, both (B, T, D); returns (B, T, D)."""
+        """x of tokens, (B, T, D), from s of those before them and their embeddings, both (B, T, D)."""
         inputs: Tensor = before + self.embed(_normed(embedded))
         return inputs
 

@@ -36,7 +36,7 @@ _EMBEDDING, _NORMS = "fingerprint.embedding", "fingerprint.norms"
 class HeadCard(Card):
     """The fields that `head.json` has for every kind of head."""
 
-    kind: str = Field(description="exit or states")
+    kind: str = Field(description="exit or eagle")
     model: str = Field(description="what the model was called that it was trained for")
     num_layers: int = Field(ge=1, description="decoder layers of that model")
     hidden_size: int = Field(ge=1, description="of that model")
