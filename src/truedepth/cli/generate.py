@@ -195,6 +195,7 @@ def _write(
 
 
 def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None) -> None:
+    shared = {"count": ranks.size, "backend": ranks.backend, **asdict(ranks.traffic)} if ranks else None
     print_json(
         {
             "schema_version": _SCHEMA_VERSION,
@@ -202,7 +203,7 @@ def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None)
             "plan": plan.to_dict(),
             "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts],
             **({"comparison": written.gain.to_dict()} if written.gain else {}),
-            **({"ranks": _ranks_record(ranks)} if ranks else {}),
+            **({"ranks": shared} if shared else {}),
         }
     )
 
@@ -218,10 +219,6 @@ def _load_part(
     if sampling_params.temperature > 0 and sampling_params.seed is None:
         sampling_params = replace(sampling_params, seed=ranks.first_choice(secrets.randbits(63)))
     return parts.loaded("plan"), parts.plans["plan"], sampling_params
-
-
-def _ranks_record(ranks: GroupRanks) -> dict[str, Any]:
-    return {"count": ranks.size, "backend": ranks.backend, **asdict(ranks.traffic)}
 
 
 def _prompt(prompt: str | None, file: Path | None, ranks: GroupRanks | None) -> str:

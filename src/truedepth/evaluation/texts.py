@@ -107,7 +107,8 @@ def default_texts(tokenizer: PreTrainedTokenizerBase, sizes: Sizes, seed: int = 
             _windows(tokenizer, documents[kind], share)
             for documents, share in ((prose, (count + 1) // 2), (code, count // 2))
         ]
-        splits.append(_alternate(*windows))
+        in_turn = [window for pair in zip_longest(*windows) for window in pair if window is not None]
+        splits.append(torch.stack(in_turn))
     return Texts("Python's language reference and standard library source", *splits)
 
 
@@ -198,9 +199,3 @@ def special_start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-text token, for tokenizers that put one there (Llama 2, Gemma)."""
     ids = tokenizer("a").input_ids
     return ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
-
-
-def _alternate(first: Tensor, second: Tensor) -> Tensor:
-    """Rows of two tensors in turn; `first` has as many rows as `second`, or one more."""
-    rows = [row for pair in zip_longest(first, second) for row in pair if row is not None]
-    return torch.stack(rows)

@@ -61,7 +61,9 @@ def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress
         ),
         flops_per_second=_rate(computing, "products of 256 rows with weights; range: 64, 256 and 1024 rows"),
         stacks={STACK: _stack(launches, latency)},
-        link=_link(link, count) if link is not None else None,
+        link=None
+        if link is None
+        else Link(devices=count, bytes_per_second=_rate(link, f"all-reduces of 4 MiB over {count} ranks")),
     )
 
 
@@ -110,10 +112,6 @@ def _stack(launches: LaunchCosts, latency: Range | None) -> Stack:
 def _latency(seen: Range) -> Figure:
     how = "measured: what all-reduces of 1 kB add to products, in runs of 50; range: first to last tenth"
     return Figure(value=seen.value, low=seen.low, high=seen.high, source=how)
-
-
-def _link(seen: Range, count: int) -> Link:
-    return Link(devices=count, bytes_per_second=_rate(seen, f"all-reduces of 4 MiB over {count} ranks"))
 
 
 def _rate(seen: Range, what: str) -> Rate:

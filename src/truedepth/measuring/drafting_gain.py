@@ -64,12 +64,9 @@ def drafting_gain(
         progress=progress,
         title="Comparing",
     )
-    return _gain(results["plain"], results["drafted"], sampled=not _is_greedy(options))
-
-
-def _is_greedy(options: Options) -> bool:
     sampling_params = options.get("sampling_params")
-    return sampling_params is None or sampling_params.temperature == 0
+    sampled = sampling_params is not None and sampling_params.temperature > 0
+    return _gain(results["plain"], results["drafted"], sampled=sampled)
 
 
 def _gain(plain: Sequence[GenerationResult], drafted: Sequence[GenerationResult], *, sampled: bool) -> DraftingGain:

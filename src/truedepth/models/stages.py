@@ -15,7 +15,7 @@ from truedepth.plan import Form
 LayerInputs = Mapping[str, Any]
 """The keyword arguments that the model hands to a decoder layer: mask, position embeddings, cache, ..."""
 
-SHARD = "truedepth_part"
+SHARD = "truedepth_shard"
 """The attribute of a decoder layer of which several ranks hold a part each; see `truedepth.parallel`."""
 
 

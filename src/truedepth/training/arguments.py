@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import TrainingArguments
 
 from truedepth.errors import UsageError
 from truedepth.models.loading.placement import resolve_device
+from truedepth.parallel.launch import started_ranks
 from truedepth.training.recipe import TrainingRecipe
 
 _SCHEDULES = {"constant": "constant_with_warmup", "linear": "linear", "cosine": "cosine"}
@@ -46,7 +46,7 @@ def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArgument
         save_total_limit=recipe.logging.keep_checkpoints,
         report_to=[],
         use_cpu=on_cpu,
-        ddp_backend="gloo" if on_cpu and _launched_with_others() else None,
+        ddp_backend="gloo" if on_cpu and started_ranks() > 1 else None,
         dataloader_pin_memory=torch.cuda.is_available() and not on_cpu,
     )
     arguments._n_gpu = 1  # several GPUs are used by several ranks, not by copies of the model in one process
@@ -61,11 +61,6 @@ def training_arguments(recipe: TrainingRecipe, folder: Path) -> TrainingArgument
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = rows
     arguments.gradient_accumulation_steps = recipe.batch // (rows * ranks)
     return arguments
-
-
-def _launched_with_others() -> bool:
-    """Whether torchrun or accelerate has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _require_packages(recipe: TrainingRecipe) -> None:

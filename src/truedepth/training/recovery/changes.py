@@ -48,7 +48,8 @@ def bake_merges(model: Any, plan: DepthPlan) -> tuple[DepthPlan, dict[str, Tenso
     if not firsts:
         return plan, {}
     family = family_of(model.config)
-    names = [name for name, _ in model.named_parameters() if any(_is_of(name, family.layers, at) for at in firsts)]
+    merged = tuple(f"{family.layers}.{layer}." for layer in firsts)
+    names = [name for name, _ in model.named_parameters() if name.startswith(merged)]
     originals = {name: model.get_parameter(name).detach().clone() for name in names}
     apply(model, plan)
     means = {name: model.get_parameter(name).detach().clone() for name in names}
@@ -58,7 +59,3 @@ def bake_merges(model: Any, plan: DepthPlan) -> tuple[DepthPlan, dict[str, Tenso
             model.get_parameter(name).copy_(mean)
     stages = tuple(Stage(stage.layers_run) for stage in plan.stages)
     return replace(plan, stages=stages), originals
-
-
-def _is_of(name: str, layers: str, index: int) -> bool:
-    return name.startswith(f"{layers}.{index}.")
