@@ -14,6 +14,7 @@ from truedepth.cli.measure import command
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.hardware import rates
 from truedepth.hardware.profile import load_hardware
+from truedepth.measuring import bandwidth
 from truedepth.measuring.speed import Comparison, TimedRun
 
 CPU = torch.device("cpu")
@@ -26,8 +27,9 @@ STEPS = Comparison({"full": (TimedRun(1.0, (7.0,)),) * 4, "half": (TimedRun(1.0,
 SMALL = """
 from truedepth.cli import main
 from truedepth.hardware import rates
+from truedepth.measuring import bandwidth
 from truedepth.measuring.speed import Comparison, TimedRun
-rates._CPU_BYTES, rates._CPU_WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
+bandwidth._CPU_BYTES, rates._CPU_WIDTH, rates._SECONDS, rates._PROMPT_ROWS = 2**14, 32, 0.0, (4, 8, 16)
 steps = Comparison({"full": (TimedRun(1.0, (7.0,)),) * 4, "half": (TimedRun(1.0, (4.0,)),) * 4}, 8, 1, 1)
 rates.compare = lambda *_, **__: steps
 main()
@@ -36,7 +38,7 @@ main()
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_CPU_BYTES", 2**14)
+    monkeypatch.setattr(bandwidth, "_CPU_BYTES", 2**14)
     monkeypatch.setattr(rates, "_CPU_WIDTH", 32)
     monkeypatch.setattr(rates, "_SECONDS", 0.0)
     monkeypatch.setattr(rates, "compare", lambda *_, **__: STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -133,7 +134,7 @@ def test_one_layer_less_is_never_slower(layers: set[int], other: int) -> None:
 def test_saved_and_read_back() -> None:
     costs: CostModel = fit(STEADY)
     assert isinstance(costs, MeasuredCosts)
-    assert MeasuredCosts.from_dict(json.loads(json.dumps(costs.to_dict()))) == costs
+    assert MeasuredCosts(**json.loads(json.dumps(asdict(costs)))) == costs
 
 
 def test_record() -> None:

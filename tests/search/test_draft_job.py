@@ -26,7 +26,7 @@ from truedepth.plan.plan_file import PLAN_FILE, load_plan
 from truedepth.records.progress import Progress
 from truedepth.records.recipe import RECIPE_FILE
 from truedepth.report import write_report
-from truedepth.search.draft_benchmark import DraftRun
+from truedepth.search.draft_benchmark import DraftRun, Timer
 from truedepth.search.draft_job import optimize_lossless
 from truedepth.search.draft_results import LOSSLESS_FILE, LosslessResults
 from truedepth.search.job import JOURNAL_FILE
@@ -37,7 +37,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PASSING = {"created", "seconds", "machine"}
 
 
-class MadeUpTimer:
+class MadeUpTimer(Timer):
     """A clock on which every layer takes a second, and each further token of a pass a share of that."""
 
     def __init__(self, each: float = 0.05, head: float = 1.0, slower: float = 1.0) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -12,6 +12,7 @@ from truedepth.cli.options import (
     examples,
     json_option,
     model_argument,
+    output_option,
     plan_options,
     print_json,
     trust_remote_code_option,
@@ -28,14 +29,7 @@ from truedepth.cli.options import (
 )
 @model_argument
 @plan_options
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    required=True,
-    help="Where to write it.",
-)
+@output_option("Where to write it.", "FILE", folder=False)
 @click.option(
     "--type",
     "kind",
@@ -47,14 +41,7 @@ from truedepth.cli.options import (
 @trust_remote_code_option
 @json_option
 def command(
-    model: str,
-    plan: str | None,
-    form: Literal["lp", "par"] | None,
-    prefill: Literal["plan", "full"] | None,
-    output: Path,
-    kind: str,
-    trust_remote_code: bool,
-    as_json: bool,
+    model: str, plan: str | None, output: Path, kind: str, trust_remote_code: bool, as_json: bool, **how: Any
 ) -> None:
     """Write a model under a plan as a GGUF file, which stock llama.cpp runs. Without --plan, the whole model.
 
@@ -68,7 +55,7 @@ def command(
 
     require_type(kind)
     source = open_source(model, "gguf", trust_remote_code=trust_remote_code)
-    depth_plan = read_plan(plan, source.config.num_hidden_layers, form, prefill)
+    depth_plan = read_plan(plan, source.config.num_hidden_layers, **how)
     written = export_gguf(source, depth_plan, output, type=kind, progress=terminal)
     if as_json:
         print_json(asdict(written) | {"plan": depth_plan.to_dict()})

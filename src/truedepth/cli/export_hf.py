@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from truedepth.cli.options import (
+    dtype_option,
     examples,
     json_option,
     model_argument,
+    output_option,
     plan_options,
     print_json,
     trust_remote_code_option,
 )
-from truedepth.models.loading.placement import DTYPES
 
 if TYPE_CHECKING:
     from truedepth.export.hf.written import HfExport
-    from truedepth.plan import Form, Prefill
 
 
 @click.command(
@@ -34,32 +34,12 @@ if TYPE_CHECKING:
 )
 @model_argument
 @plan_options
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    required=True,
-    help="Folder to write, which must not exist.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice(DTYPES),
-    default="auto",
-    show_default=True,
-    help="Type of the weights; auto keeps the model's.",
-)
+@output_option("Folder to write, which must not exist.", "DIR")
+@dtype_option("keeps the model's")
 @trust_remote_code_option
 @json_option
 def command(
-    model: str,
-    plan: str | None,
-    form: Form | None,
-    prefill: Prefill | None,
-    output: Path,
-    dtype: str,
-    trust_remote_code: bool,
-    as_json: bool,
+    model: str, plan: str | None, output: Path, dtype: str, trust_remote_code: bool, as_json: bool, **how: Any
 ) -> None:
     """Write a model under a plan as a checkpoint. Without --plan, the whole model.
 
@@ -73,7 +53,7 @@ def command(
     from truedepth.search.plan_results import RESULTS_FILE, Results
 
     source = open_source(model, ABILITY, trust_remote_code=trust_remote_code)
-    chosen = read_plan(plan, source.config.num_hidden_layers, form, prefill)
+    chosen = read_plan(plan, source.config.num_hidden_layers, **how)
     results = Path(plan) / RESULTS_FILE if plan is not None else None
     measured = Results.load(results) if results is not None and results.is_file() else None
     written = export_hf(source, chosen, output, dtype=dtype, measured=measured, progress=terminal)

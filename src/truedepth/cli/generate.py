@@ -132,6 +132,7 @@ def command(
     same.
     """
     from truedepth.engine.sampling.logits_sampler import SamplingParams
+    from truedepth.models.rewire import apply
 
     loading = {name: options.pop(name) for name in LOADING}
     length, vocabulary = options["num_speculative_tokens"], options["vocabulary"]
@@ -148,7 +149,9 @@ def command(
         loaded, chosen, sampling_params = _load_part(model, read, ranks, sampling_params, **loading)
     else:
         loaded = load_model(model, **loading)
-        chosen = _apply(loaded, read)
+        chosen = read(loaded.num_layers)
+        if not chosen.is_full:
+            apply(loaded.model, chosen)
     options["sampling_params"] = sampling_params
     written = _write(loaded, text, drafts, cast("Options", options), compare=compare, silent=as_json)
     if as_json:
@@ -202,7 +205,7 @@ def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None)
             **written.result.to_dict(),
             "plan": plan.to_dict(),
             "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts],
-            **({"comparison": written.gain.to_dict()} if written.gain else {}),
+            **({"comparison": asdict(written.gain)} if written.gain else {}),
             **({"ranks": shared} if shared else {}),
         }
     )
@@ -238,15 +241,6 @@ def _prompt(prompt: str | None, file: Path | None, ranks: GroupRanks | None) -> 
         raise TextError(f"cannot read the prompt from {name}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise TextError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-
-
-def _apply(loaded: LoadedModel, read: Callable[[int], DepthPlan]) -> DepthPlan:
-    from truedepth.models.rewire import apply
-
-    chosen = read(loaded.num_layers)
-    if not chosen.is_full:
-        apply(loaded.model, chosen)
-    return chosen
 
 
 def _show(pieces: Stream, *, silent: bool) -> bool:

@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from truedepth.cli.measure_ranks import measure_shared
-from truedepth.cli.options import examples, json_option, load_model, loading_options, plan_options, print_json
+from truedepth.cli.options import (
+    AT_LEAST_1,
+    batch_option,
+    examples,
+    json_option,
+    load_model,
+    loading_options,
+    output_option,
+    plan_options,
+    print_json,
+    prompt_tokens_option,
+    text_option,
+)
 from truedepth.cli.ranks import join_ranks
-from truedepth.cli.tables import add_speeds, compared, comparison_table, print_measurement, spread
+from truedepth.cli.tables import add_speeds, compared, comparison_table, figures_table, print_measurement, spread
 from truedepth.errors import UsageError
 from truedepth.methods.plan_text import read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
@@ -22,8 +34,6 @@ if TYPE_CHECKING:
 
     from truedepth.measuring.measurement import Measurement
     from truedepth.models.loading.load import LoadedModel
-
-AT_LEAST_1 = click.IntRange(1)
 
 
 @click.command(
@@ -39,20 +49,15 @@ AT_LEAST_1 = click.IntRange(1)
 )
 @click.argument("model", required=False)
 @plan_options
-@click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
-@click.option("--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt.")
+@batch_option
+@prompt_tokens_option
 @click.option("--new-tokens", type=AT_LEAST_1, default=32, show_default=True, help="Tokens to decode then.")
 @click.option("--repeats", type=click.IntRange(3), default=5, show_default=True, help="Timed runs of each.")
 @click.option("--stages", is_flag=True, help="Also time each stage of a decode step.")
 @click.option("--quality", is_flag=True, help="Also judge perplexity, KL divergence and agreement.")
-@click.option(
-    "--text",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Judge quality on this text (UTF-8).  [default: Python's own documentation and source]",
-)
+@text_option("Judge quality on this text (UTF-8).")
 @click.option("--profile", is_flag=True, help="Measure the hardware profile of this machine instead of a model.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the profile to this file.")
+@output_option("Write the profile to this file.", required=False)
 @loading_options
 @json_option
 def command(
@@ -166,15 +171,10 @@ def _speed_table(model: str, measurement: Measurement) -> Table:
 
 def _stage_table(name: str, measurement: Measurement) -> Table:
     """Where a decode step's time goes."""
-    from rich.table import Table
-
     from truedepth.report.format import duration, percent
 
     times = measurement.stages[name]
-    table = Table(title=f"A decode step: {name}")
-    table.add_column("part")
-    table.add_column("time", justify="right")
-    table.add_column("share", justify="right")
+    table = figures_table(f"A decode step: {name}", ["time", "share"], rows="part")
     stages = zip(times.notation, times.stages, strict=True)
     parts = [(f"stage {stage}", seconds) for stage, seconds in stages]
     parts += [("final norm", times.final_norm), ("LM head", times.head), ("rest", times.rest)]

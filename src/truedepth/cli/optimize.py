@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
-from truedepth.cli.options import examples, json_option, loading_options, print_json
+from truedepth.cli.options import examples, json_option, loading_options, output_option, print_json
 from truedepth.errors import UsageError
 from truedepth.report import draw_plan, results_table, write_report
 from truedepth.search.moves import MOVES, Move
@@ -39,7 +39,7 @@ _SHALLOWER_ONLY = ("skip_only", "layers_parallel_only", "form", "hardware")
 @click.option("--max-perplexity-ratio", type=float, help="Be as fast as this ratio of perplexities allows.")
 @click.option("--depth", type=int, help="Reach this number of stages.")
 @click.option("--lossless", is_flag=True, help="Find a draft for speculative decoding, which changes no text.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for plan and report.")
+@output_option("Folder for plan and report.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run in the output folder.")
 @click.option("--skip-only", is_flag=True, help="Only skip layers.")
 @click.option("--layers-parallel-only", is_flag=True, help="Only put layers side by side.")

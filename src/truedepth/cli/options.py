@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from truedepth.models.loading.load import LoadedModel
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+AnyOption = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+AT_LEAST_1 = click.IntRange(1)
 
 model_argument = click.argument("model")
 """`MODEL`: whatever `truedepth.load` takes."""
@@ -30,6 +33,40 @@ trust_remote_code_option = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code that comes with the model."
 )
 """`--trust-remote-code`."""
+
+form_option = click.option(
+    "--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the plan file, else lp]"
+)
+
+prefill_option = click.option(
+    "--prefill",
+    type=click.Choice(PREFILLS),
+    help="What the prompt runs: the plan, or every layer.  [default: as in the plan file, else plan]",
+)
+
+batch_option = click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
+
+prompt_tokens_option = click.option(
+    "--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt."
+)
+
+
+def output_option(what: str, metavar: str = "PATH", *, required: bool = True, folder: bool = True) -> AnyOption:
+    """`--output`: where to write; a folder is refused where it must be a file."""
+    kind = click.Path(path_type=Path, dir_okay=folder)
+    return click.option("-o", "--output", type=kind, metavar=metavar, required=required, help=what)
+
+
+def text_option(what: str) -> AnyOption:
+    """`--text`: a file instead of the default text."""
+    about = f"{what}  [default: Python's own documentation and source]"
+    return click.option("--text", type=click.Path(path_type=Path), metavar="FILE", help=about)
+
+
+def dtype_option(auto: str) -> AnyOption:
+    """`--dtype`; `auto` says what the default does."""
+    about = f"Type of the weights; auto {auto}."
+    return click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help=about)
 
 
 def options(*given: Callable[[Any], Any]) -> Callable[[Command], Command]:
@@ -44,13 +81,7 @@ def options(*given: Callable[[Any], Any]) -> Callable[[Command], Command]:
 
 
 loading_options = options(
-    click.option(
-        "--dtype",
-        type=click.Choice(DTYPES),
-        default="auto",
-        show_default=True,
-        help="Type of the weights; auto picks what the device is fast at.",
-    ),
+    dtype_option("picks what the device is fast at"),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."),
     trust_remote_code_option,
 )
@@ -61,12 +92,8 @@ LOADING = ("dtype", "device", "trust_remote_code")
 
 plan_options = options(
     click.option("--plan", metavar="PLAN", help=f"Run this plan: {PLAN_FORMATS}."),
-    click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the plan file, else lp]"),
-    click.option(
-        "--prefill",
-        type=click.Choice(PREFILLS),
-        help="What the prompt runs: the plan, or every layer.  [default: as in the plan file, else plan]",
-    ),
+    form_option,
+    prefill_option,
 )
 """`--plan`, `--form` and `--prefill`: the arguments of `truedepth.methods.plan_text.read_plan`."""
 

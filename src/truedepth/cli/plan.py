@@ -17,7 +17,9 @@ from truedepth.cli.options import (
     load_model,
     loading_options,
     options,
+    output_option,
     print_json,
+    text_option,
     trust_remote_code_option,
 )
 from truedepth.errors import UsageError
@@ -25,6 +27,10 @@ from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
 from truedepth.methods.registry import all_methods, get_method
 from truedepth.plan import DepthPlan
 from truedepth.report import draw_plan
+
+_output_options = options(
+    output_option("Write the plan to a plan.yaml.", "FILE", required=False, folder=False), json_option
+)
 
 
 class MethodGroup(click.Group):
@@ -74,9 +80,6 @@ def command(ctx: click.Context, as_json: bool) -> None:
 
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
-_output_options = options(
-    click.option("-o", "--output", type=_FILE, metavar="FILE", help="Write the plan to a plan.yaml."), json_option
-)
 
 
 def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
@@ -111,12 +114,7 @@ def _run_evidence(method: type[EvidenceMethod]) -> Callable[..., None]:
 
     @click.option("--model", metavar="MODEL", help="The model to look at.")
     @click.option("--layers", type=int, hidden=True)
-    @click.option(
-        "--text",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="Calibration text.  [default: Python's own documentation and source]",
-    )
+    @text_option("Calibration text.")
     @loading_options
     @_output_options
     def run(

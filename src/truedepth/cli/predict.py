@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from truedepth.cli.options import (
+    AT_LEAST_1,
+    batch_option,
     examples,
     json_option,
     model_argument,
     plan_options,
     print_json,
+    prompt_tokens_option,
     trust_remote_code_option,
 )
+from truedepth.cli.tables import figures_table
 from truedepth.methods.plan_text import read_plan
-from truedepth.plan import Form, Prefill
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from truedepth.hardware.prediction import Estimate, PassPrediction, Prediction
-
-AT_LEAST_1 = click.IntRange(1)
+    from truedepth.hardware.formula import Range
+    from truedepth.hardware.prediction import PassPrediction, Prediction
 
 
 @click.command(
@@ -43,16 +45,14 @@ AT_LEAST_1 = click.IntRange(1)
     help="NAME, NAME-xN for N devices, or a profile file; :STACK behind it names another software stack.",
 )
 @click.option("--devices", type=AT_LEAST_1, help="Devices that share the model.  [default: as HARDWARE says]")
-@click.option("--batch", type=AT_LEAST_1, default=1, show_default=True, help="Sequences run at once.")
+@batch_option
 @click.option("--context", type=AT_LEAST_1, help="Tokens in the KV cache of each.  [default: those of the prompt]")
-@click.option("--prompt-tokens", type=AT_LEAST_1, default=64, show_default=True, help="Tokens of each prompt.")
+@prompt_tokens_option
 @trust_remote_code_option
 @json_option
 def command(
     model: str,
     plan: str | None,
-    form: Form | None,
-    prefill: Prefill | None,
     hardware: str,
     devices: int | None,
     batch: int,
@@ -60,6 +60,7 @@ def command(
     prompt_tokens: int,
     trust_remote_code: bool,
     as_json: bool,
+    **how: Any,
 ) -> None:
     """Predict prefill and decode speed of MODEL under a plan, against the unmodified model, and where the time goes.
 
@@ -75,7 +76,7 @@ def command(
 
     machine = load_hardware(hardware, devices)
     shapes = load_shapes(model, trust_remote_code=trust_remote_code)
-    chosen = read_plan(plan, len(family_of(shapes.config).decoder_layers(shapes)), form, prefill)
+    chosen = read_plan(plan, len(family_of(shapes.config).decoder_layers(shapes)), **how)
     plans = {} if chosen.is_full else {"plan": chosen}
     prediction = predict(shapes, machine, plans, batch=batch, context=context, prompt_tokens=prompt_tokens)
     if as_json:
@@ -88,21 +89,17 @@ def command(
 
 def _table(name: str, what: str, model: str, prediction: Prediction) -> Table:
     """A column for each plan, a row for each figure of one pass."""
-    from rich.table import Table
-
     from truedepth.report.format import duration, percent
 
     hardware = prediction.hardware
     size = f"context {prediction.context}" if name == "decode" else f"{prediction.prompt_tokens} prompt tokens"
     stack = hardware.profile.stacks[hardware.stack].description
-    table = Table(
-        title=f"{model}, {what} on {hardware.devices} x {hardware.profile.description}",
+    passes: dict[str, PassPrediction] = {own: getattr(found, name) for own, found in prediction.plans.items()}
+    table = figures_table(
+        f"{model}, {what} on {hardware.devices} x {hardware.profile.description}",
+        passes,
         caption=f"Predicted, not measured. Batch {prediction.batch}, {size}. Stack {hardware.stack}: {stack}.",
     )
-    table.add_column("")
-    passes: dict[str, PassPrediction] = {own: getattr(found, name) for own, found in prediction.plans.items()}
-    for own in passes:
-        table.add_column(own, justify="right")
     table.add_row("stages", *(str(found.plan.effective_depth) for found in prediction.plans.values()))
     table.add_row("tokens/s", *(_range(own.tokens_per_second) for own in passes.values()))
     table.add_row("speedup", *(_range(own.speedup, 2) for own in passes.values()))
@@ -115,6 +112,6 @@ def _table(name: str, what: str, model: str, prediction: Prediction) -> Table:
     return table
 
 
-def _range(estimate: Estimate, digits: int = 1) -> str:
-    low, middle, high = (f"{value:,.{digits}f}" for value in (estimate.low, estimate.value, estimate.high))
+def _range(figure: Range, digits: int = 1) -> str:
+    low, middle, high = (f"{value:,.{digits}f}" for value in (figure.low, figure.value, figure.high))
     return middle if low == high else f"{middle} ({low} to {high})"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import examples, json_option, print_json
+from truedepth.cli.options import examples, form_option, json_option, prefill_option, print_json
 from truedepth.errors import PlanError, UsageError
 from truedepth.methods.plan_text import PLAN_FORMATS, names_a_file, read_plan
-from truedepth.plan import FORMS, PREFILLS, DepthPlan, Form, Prefill
+from truedepth.plan import DepthPlan, Form, Prefill
 from truedepth.report import REPORT_FILE, draw_plan, results_table
 
 if TYPE_CHECKING:
@@ -29,12 +29,8 @@ if TYPE_CHECKING:
 @click.option(
     "--layers", type=click.IntRange(min=1), metavar="N", help="Layers of the model, where TARGET does not say."
 )
-@click.option("--form", type=click.Choice(FORMS), help="How groups run.  [default: as in the file, else lp]")
-@click.option(
-    "--prefill",
-    type=click.Choice(PREFILLS),
-    help="What the prompt runs.  [default: as in the file, else plan]",
-)
+@form_option
+@prefill_option
 @json_option
 def command(target: str, layers: int | None, form: Form | None, prefill: Prefill | None, as_json: bool) -> None:
     """Print and draw a plan or a finished run.
@@ -58,13 +54,12 @@ def _read_run(folder: Path) -> RunResults | None:
     from truedepth.search.plan_results import RESULTS_FILE, Results
     from truedepth.training.results import TRAINING_FILE, TrainingResults
 
-    if (folder / RESULTS_FILE).exists():
-        return Results.load(folder / RESULTS_FILE)
-    if (folder / LOSSLESS_FILE).exists():
-        return LosslessResults.load(folder / LOSSLESS_FILE)
-    if (folder / TRAINING_FILE).exists():
-        return TrainingResults.load(folder / TRAINING_FILE)
-    return None
+    kinds: tuple[tuple[str, type[RunResults]], ...] = (
+        (RESULTS_FILE, Results),
+        (LOSSLESS_FILE, LosslessResults),
+        (TRAINING_FILE, TrainingResults),
+    )
+    return next((kind.load(folder / name) for name, kind in kinds if (folder / name).exists()), None)
 
 
 def _read_plan(target: str, layers: int | None, form: Form | None, prefill: Prefill | None) -> DepthPlan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -51,32 +51,33 @@ def print_measurement(
 
 def _quality_table(qualities: Mapping[str, Quality]) -> Table:
     """A column for each plan, a row for each figure."""
-    from rich.table import Table
-
     from truedepth.report.format import number, percent, perplexity
 
     tokens = next(iter(qualities.values())).tokens
-    table = Table("", title="Quality against the unmodified model", caption=f"{tokens} scored tokens.")
-    for name in qualities:
-        table.add_column(name, justify="right")
+    table = figures_table("Quality against the unmodified model", qualities, caption=f"{tokens} scored tokens.")
     table.add_row("perplexity", *(perplexity(own.perplexity) for own in qualities.values()))
     table.add_row("KL divergence, nats", *(number(own.kl) for own in qualities.values()))
     table.add_row("same most likely token", *(percent(own.agreement) for own in qualities.values()))
     return table
 
 
-def comparison_table(title: str, note: str, comparison: Comparison) -> Table:
-    """A column for each plan of a comparison, and no rows; the caption ends with `note`."""
+def figures_table(title: str, columns: Iterable[str], *, rows: str = "", caption: str | None = None) -> Table:
+    """A table without rows yet: what a row is of on the left, its figures on the right."""
     from rich.table import Table
 
+    table = Table(rows, title=title, caption=caption)
+    for name in columns:
+        table.add_column(name, justify="right")
+    return table
+
+
+def comparison_table(title: str, note: str, comparison: Comparison) -> Table:
+    """A column for each plan of a comparison, and no rows; the caption ends with `note`."""
     caption = (
         f"Medians of {len(comparison.runs[comparison.baseline])} runs, lowest to highest in brackets. "
         f"Batch {comparison.batch}, {comparison.prompt_tokens} prompt tokens, {comparison.new_tokens} new tokens{note}"
     )
-    table = Table("", title=title, caption=caption)
-    for name in comparison.runs:
-        table.add_column(name, justify="right")
-    return table
+    return figures_table(title, comparison.runs, caption=caption)
 
 
 def add_speeds(table: Table, comparison: Comparison) -> None:

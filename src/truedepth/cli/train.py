@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from truedepth.cli.options import LazyGroup, examples, json_option, print_json
+from truedepth.cli.options import LazyGroup, examples, json_option, output_option, print_json
 from truedepth.report import REPORT_FILE, results_table, write_report
 from truedepth.training.kinds import KINDS
 
@@ -48,7 +48,7 @@ def _kind_command(name: str) -> click.Command:
         ),
     )
     @click.argument("recipe", type=click.Path(path_type=Path))
-    @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for all results.")
+    @output_option("Folder for all results.")
     @click.option("--resume", is_flag=True, help="Go on with an interrupted training in the output folder.")
     @json_option
     def kind_command(recipe: Path, output: Path, resume: bool, as_json: bool) -> None:
@@ -64,12 +64,11 @@ def _train(name: str, recipe: Path, output: Path, resume: bool, as_json: bool) -
     settings = kind.recipe.load(recipe)
 
     from truedepth.cli.training_display import TrainingDisplay
+    from truedepth.records.progress import terminal
     from truedepth.training.run import train
 
     with TrainingDisplay() as display:
-        results = train(
-            kind, settings, output, resume=resume, progress=display.progress, on_snapshot=display.on_snapshot
-        )
+        results = train(kind, settings, output, resume=resume, progress=terminal, on_snapshot=display.on_snapshot)
     if results is None:  # another rank than the first
         return
     write_report(results, output)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from truedepth.records.progress import terminal
 from truedepth.report.format import duration, number, percent
+from truedepth.report.terminal import bare_table
 from truedepth.training.trainer.figures import exit_name, exit_of, position_name, position_of
 
 if TYPE_CHECKING:
@@ -38,10 +36,6 @@ class TrainingDisplay:
     def __exit__(self, *_: object) -> None:
         if self._live.is_started:
             self._live.stop()
-
-    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]:
-        """The `Progress` of what happens before the training."""
-        return terminal(description, total)
 
     def on_snapshot(self, snapshot: Snapshot) -> None:
         """Show how the training stands."""
@@ -105,16 +99,13 @@ def _table(snapshot: Snapshot) -> Table:
             for position in positions
         ),
     ]
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("")
     columns = (("loss", "", 1), ("held-out loss", "eval_", 1), ("agreement", "", 2), ("held-out", "eval_", 2))
     shown = [
         (title, prefix, column)
         for title, prefix, column in columns
         if any(f"{prefix}{row[column]}" in snapshot.figures for row in names)
     ]
-    for title, _, _ in shown:
-        table.add_column(title, justify="right")
+    table = bare_table("", *(title for title, _, _ in shown))
     for row in names:
         cells = (_cell(snapshot, f"{prefix}{row[column]}") for _, prefix, column in shown)
         table.add_row(row[0], *cells)

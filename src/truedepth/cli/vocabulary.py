@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from truedepth.cli.options import examples, json_option, load_model, loading_options, model_argument, print_json
+from truedepth.cli.options import (
+    AT_LEAST_1,
+    examples,
+    json_option,
+    load_model,
+    loading_options,
+    model_argument,
+    output_option,
+    print_json,
+)
 
 
 @click.command(
@@ -26,15 +35,8 @@ from truedepth.cli.options import examples, json_option, load_model, loading_opt
     required=True,
     help="Text (UTF-8) such as the model writes; may be given again. At least some hundred kB.",
 )
-@click.option("--size", type=click.IntRange(1), default=8192, show_default=True, help="How many tokens to keep.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    required=True,
-    help="Where to write it; may be the checkpoint's own folder.",
-)
+@click.option("--size", type=AT_LEAST_1, default=8192, show_default=True, help="How many tokens to keep.")
+@output_option("Where to write it; may be the checkpoint's own folder.", "FOLDER")
 @loading_options
 @json_option
 def command(model: str, files: tuple[Path, ...], size: int, output: Path, as_json: bool, **loading: Any) -> None:

@@ -84,9 +84,6 @@ class Calibration(LayerStatistics):
             losses.append(cross_entropy(logits.float(), ids[CONTEXT + 1 :: self.every]).item())
         return sum(losses) / len(losses)
 
-    def _counted(self, cosines: Tensor) -> Tensor:
-        return cosines
-
 
 def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = silent, *, every: int = 1) -> Calibration:
     """Run calibration text through the model once, recording what each layer is given.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 
-class LayerStatistics(ABC):
+class LayerStatistics:
     """The statistics of `truedepth.methods.base.Evidence`.
 
     Attributes:
@@ -22,9 +21,9 @@ class LayerStatistics(ABC):
     def num_layers(self) -> int:
         return len(self.hidden) - 1
 
-    @abstractmethod
     def _counted(self, cosines: Tensor) -> Tensor:
-        """Those of the tokens that count: (N, T) to any shape."""
+        """Those of the tokens that count, here all: (N, T) to any shape."""
+        return cosines
 
     def block_influence(self) -> list[float]:
         """ShortGPT (arXiv 2403.03853), eq. 1: mean over tokens of 1 - cos(x_l, x_{l+1}), for each layer l."""

@@ -66,11 +66,7 @@ def compare_quality(
     Returns:
         A `Quality` for each name.
     """
-
-    def judged(plan: DepthPlan) -> LogProbabilities:
-        return lambda ids: _under(model, plan, ids)
-
-    others = {name: None if plan.is_full else judged(plan) for name, plan in plans.items()}
+    others = {name: None if plan.is_full else partial(_under, model, plan) for name, plan in plans.items()}
     base = partial(scored_log_probabilities, model, None)
     return judge(base, others, windows.to(model.device), progress)
 

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from truedepth.hardware.rates import Range, usual_width, weights
+from truedepth.hardware.formula import Range
+from truedepth.hardware.rates import usual_width, weights
 from truedepth.measuring.timer import in_turns, now
 from truedepth.parallel.launch import started_ranks
 

@@ -22,6 +22,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Range:
+    """A figure: the value to use, and the lowest and the highest that it may be or that was seen."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, seen: Sequence[float]) -> Range:
+        """What was seen need not enclose the value."""
+        return cls(value, min(value, *seen), max(value, *seen))
+
+    def __truediv__(self, divisor: float) -> Range:
+        return Range(self.value / divisor, self.low / divisor, self.high / divisor)
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """What the formula must know of the hardware and of the software on it.
 

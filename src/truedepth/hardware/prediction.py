@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from truedepth.hardware.formula import Machine, Parts, all_reduces, pass_parts
+from truedepth.hardware.formula import Machine, Parts, Range, all_reduces, pass_parts
 from truedepth.hardware.profile import Hardware
 from truedepth.plan import DepthPlan
 
@@ -17,17 +17,8 @@ UNMODIFIED = "unmodified"
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A figure by the formula, and the lowest and the highest that the ranges of the profile's figures allow."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class PassPrediction:
-    """One pass of a plan: a prompt, or a decode step.
+    """One pass of a plan, a prompt or a decode step: by the formula, as far as the profile's ranges allow.
 
     Attributes:
         seconds: of the pass.
@@ -37,11 +28,11 @@ class PassPrediction:
         speedup: over the unmodified model's pass, both with the same figures.
     """
 
-    seconds: Estimate
-    tokens_per_second: Estimate
+    seconds: Range
+    tokens_per_second: Range
     parts: Parts
     all_reduces: int
-    speedup: Estimate
+    speedup: Range
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,20 +130,18 @@ def predict(
 def _pass(
     hardware: Hardware, parts: Callable[[DepthPlan, Machine], Parts], plan: DepthPlan, tokens: int
 ) -> PassPrediction:
-    """A plan's pass at the profile's values, and its range over their corners."""
+    """A plan's pass at the profile's values, and its range over their corners.
+
+    The corners of a ratio need not enclose its value where another term bounds a stage at some of them.
+    """
     full, machine, corners = DepthPlan.full(plan.num_layers), hardware.machine, hardware.corners
     own, base = parts(plan, machine), parts(full, machine)
     seconds = [parts(plan, corner).seconds for corner in corners]
     bases = [parts(full, corner).seconds for corner in corners]
     return PassPrediction(
-        seconds=_estimate(own.seconds, seconds),
-        tokens_per_second=_estimate(tokens / own.seconds, [tokens / found for found in seconds]),
+        seconds=Range.of(own.seconds, seconds),
+        tokens_per_second=Range.of(tokens / own.seconds, [tokens / found for found in seconds]),
         parts=own,
         all_reduces=all_reduces(plan, machine),
-        speedup=_estimate(base.seconds / own.seconds, [a / b for a, b in zip(bases, seconds, strict=True)]),
+        speedup=Range.of(base.seconds / own.seconds, [a / b for a, b in zip(bases, seconds, strict=True)]),
     )
-
-
-def _estimate(value: float, corners: Sequence[float]) -> Estimate:
-    # The corners of a ratio need not enclose its value where another term bounds a stage at some of them.
-    return Estimate(value, min(value, *corners), max(value, *corners))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import torch
 import yaml
 
 from truedepth.hardware.all_reduces import all_reduce_latency, link_rate, over_ranks
+from truedepth.hardware.formula import Range
 from truedepth.hardware.profile import Figure, HardwareProfile, Link, Rate, Stack
-from truedepth.hardware.rates import LaunchCosts, Range, computing_rate, launch_costs, reading_rate
+from truedepth.hardware.rates import LaunchCosts, computing_rate, launch_costs, reading_rate
 from truedepth.measuring.machine import device_name, processor_name
 from truedepth.parallel.launch import started_ranks
 from truedepth.records.files import write_atomic
 from truedepth.records.progress import Progress, silent
 
 STACK = "eager"
+
+_LATENCY = "measured: what all-reduces of 1 kB add to products, in runs of 50; range: first to last tenth"
 
 
 def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress = silent) -> HardwareProfile:
@@ -35,18 +39,18 @@ def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress
         computing = over_ranks(computing_rate(device, dtype), device)
         step()
         launches = launch_costs(device, dtype)
-        launches = LaunchCosts(
-            over_ranks(launches.layer_seconds, device),
-            over_ranks(launches.outside_seconds, device),
-            launches.layer_operations,
-            launches.outside_operations,
+        launches = replace(
+            launches,
+            layer_seconds=over_ranks(launches.layer_seconds, device),
+            outside_seconds=over_ranks(launches.outside_seconds, device),
         )
         step()
         latency = link = None
         if count > 1:
             latency = over_ranks(all_reduce_latency(device, dtype), device)
             step()
-            link = over_ranks(link_rate(device, latency), device)
+            rate = over_ranks(link_rate(device, latency), device)
+            link = Link(devices=count, bytes_per_second=_rate(rate, f"all-reduces of 4 MiB over {count} ranks"))
             step()
     kind = str(dtype).removeprefix("torch.")
     name = processor_name() if device.type == "cpu" else device_name(device)
@@ -61,9 +65,7 @@ def measure_profile(device: torch.device, dtype: torch.dtype, progress: Progress
         ),
         flops_per_second=_rate(computing, "products of 256 rows with weights; range: 64, 256 and 1024 rows"),
         stacks={STACK: _stack(launches, latency)},
-        link=None
-        if link is None
-        else Link(devices=count, bytes_per_second=_rate(link, f"all-reduces of 4 MiB over {count} ranks")),
+        link=link,
     )
 
 
@@ -86,33 +88,24 @@ def to_yaml(profile: HardwareProfile) -> str:
 def _stack(launches: LaunchCosts, latency: Range | None) -> Stack:
     layer, outside = launches.layer_seconds, launches.outside_seconds
     operations = launches.layer_operations
-    launch = layer.value / operations
+    launch = layer / operations
     return Stack(
         description="transformers on PyTorch, operations launched one by one",
         kernels_per_layer=Figure(value=operations, source="operations that PyTorch dispatches, counted"),
         kernels_outside=Figure(
-            value=outside.value / launch,
-            low=outside.low / launch,
-            high=outside.high / launch,
+            **asdict(outside / launch.value),
             source=f"measured time over that of a launch; {launches.outside_operations} operations were counted",
         ),
         kernel_launch_seconds=Figure(
-            value=launch,
-            low=layer.low / operations,
-            high=layer.high / operations,
+            **asdict(launch),
             source="measured: a layer too small to take time itself, over its operations; range: quartiles",
         ),
-        all_reduce_latency_seconds=_latency(latency) if latency is not None else None,
+        all_reduce_latency_seconds=Figure(**asdict(latency), source=_LATENCY) if latency else None,
         # The embedding of our own run is whole on every rank.
         outside_all_reduces=0,
         fused_groups=False,
     )
 
 
-def _latency(seen: Range) -> Figure:
-    how = "measured: what all-reduces of 1 kB add to products, in runs of 50; range: first to last tenth"
-    return Figure(value=seen.value, low=seen.low, high=seen.high, source=how)
-
-
 def _rate(seen: Range, what: str) -> Rate:
-    return Rate(value=seen.value, low=seen.low, high=seen.high, source=f"measured: {what}")
+    return Rate(**asdict(seen), source=f"measured: {what}")

@@ -13,13 +13,11 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from truedepth.errors import TruedepthError
+from truedepth.hardware.formula import Range
+from truedepth.measuring.bandwidth import beyond_caches
 from truedepth.measuring.speed import compare, fixed_prompt, measuring, run_plan
 from truedepth.measuring.timer import now
 from truedepth.plan import DepthPlan
-
-_CPU_BYTES = 256 * 2**20
-_ACCELERATOR_BYTES = 2**30
-"""Several times the last-level caches, so that weights come from memory."""
 
 _CPU_WIDTH, _ACCELERATOR_WIDTH = 1024, 8192
 """Rows and columns of a matrix. CPUs run models of some hundred million parameters, and read narrow matrices slower; on
@@ -29,19 +27,6 @@ _DECODE_ROWS = (1, 2, 8)
 _PROMPT_ROWS = (64, 256, 1024)
 _PASSES, _SECONDS = 5, 0.5
 _LAYERS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A measured figure: the value to use, and the lowest and the highest of what was seen."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float, seen: Sequence[float]) -> Range:
-        return cls(value, min(value, *seen), max(value, *seen))
 
 
 def reading_rate(device: torch.device, dtype: torch.dtype) -> Range:
@@ -164,7 +149,7 @@ def weights(device: torch.device, dtype: torch.dtype, width: int) -> list[Tensor
     Raises:
         TruedepthError: they do not fit into the device's free memory.
     """
-    size = _CPU_BYTES if device.type == "cpu" else _ACCELERATOR_BYTES
+    size = beyond_caches(device)
     count = max(1, size // (width * width * dtype.itemsize))
     try:
         return [torch.ones(width, width, dtype=dtype, device=device) for _ in range(count)]  # (D, D)

@@ -9,12 +9,14 @@ import torch
 from truedepth.errors import TruedepthError
 from truedepth.measuring.timer import now
 
-_CPU_BYTES = 256 * 2**20
-_ACCELERATOR_BYTES = 2**30
-"""Several times the last-level caches, so that a pass over the buffer comes from memory."""
-
+_CPU_BYTES, _ACCELERATOR_BYTES = 256 * 2**20, 2**30
 _SECONDS = 1.0
 _PASSES = 5
+
+
+def beyond_caches(device: torch.device) -> int:
+    """Bytes of several times the last-level caches, so that what reads them all reads memory."""
+    return _CPU_BYTES if device.type == "cpu" else _ACCELERATOR_BYTES
 
 
 def read_bandwidth(device: torch.device) -> float:
@@ -28,7 +30,7 @@ def read_bandwidth(device: torch.device) -> float:
     Raises:
         TruedepthError: the buffer does not fit into the device's free memory.
     """
-    size = _CPU_BYTES if device.type == "cpu" else _ACCELERATOR_BYTES
+    size = beyond_caches(device)
     try:
         # Ones, not zeros: a page that was never written is no memory at all.
         buffer = torch.ones(size // 4, dtype=torch.float32, device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pydantic import Field
 
@@ -87,22 +87,7 @@ class MeasuredCosts(CostModel):
 
     def record(self) -> CostRecord:
         """See `CostModel`."""
-        return CostRecord(
-            source="measured",
-            fixed_seconds=self.fixed_seconds,
-            layer_seconds=self.layer_seconds,
-            pair_seconds=dict(self.pair_seconds),
-            note=self.note,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for a run that is to be resumed."""
-        return {**asdict(self), "pair_seconds": dict(self.pair_seconds)}
-
-    @classmethod
-    def from_dict(cls, saved: Mapping[str, Any]) -> MeasuredCosts:
-        """What `to_dict` saved."""
-        return cls(**saved)
+        return CostRecord(source="measured", **asdict(self))
 
     @classmethod
     def measure(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Unpack, cast
+from typing import Unpack, cast
 
 from truedepth.engine.engine import Engine
 from truedepth.engine.generation import Options, generate
@@ -34,10 +34,6 @@ class DraftingGain:
     tokens_per_second: float
     speedup: Spread
     same_text: bool | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and dicts."""
-        return asdict(self)
 
 
 def drafting_gain(

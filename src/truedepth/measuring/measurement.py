@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
@@ -48,7 +48,7 @@ class Measurement:
             figures["bandwidth_share"] = self.bandwidth_share(name)
             figures["plan"] = self.plans[name].to_dict()
             if name in self.stages:
-                figures["step"] = self.stages[name].to_dict()
+                figures["step"] = asdict(self.stages[name])
         return {"machine": self.machine.model_dump(), **report}
 
 
@@ -56,30 +56,21 @@ def measure(
     model: nn.Module,
     plans: Mapping[str, DepthPlan],
     *,
-    prompt_tokens: int = 64,
-    new_tokens: int = 32,
-    batch: int = 1,
-    repeats: int = 5,
     stages: bool = False,
     progress: Progress = silent,
+    **sizes: int,
 ) -> Measurement:
     """Time `plans` against each other, and set their speed against the memory bandwidth of the device.
 
     Args:
         stages: also time the parts of a decode step under each plan.
+        sizes: `prompt_tokens`, `new_tokens`, `batch` and `repeats` of `truedepth.measuring.speed.compare`.
 
-    The other arguments and the errors are those of `truedepth.measuring.speed.compare`.
+    The other arguments and the errors are those of `compare`.
     """
-    comparison = compare(
-        model,
-        plans,
-        prompt_tokens=prompt_tokens,
-        new_tokens=new_tokens,
-        batch=batch,
-        repeats=repeats,
-        progress=progress,
-    )
-    work = DecodeWork.of(model, context=prompt_tokens + (new_tokens + 1) // 2, batch=batch)
+    comparison = compare(model, plans, progress=progress, **sizes)
+    prompt_tokens, batch = comparison.prompt_tokens, comparison.batch
+    work = DecodeWork.of(model, context=prompt_tokens + (comparison.new_tokens + 1) // 2, batch=batch)
     device = device_of(model)
     parts: dict[str, StageTimes] = {}
     if stages:

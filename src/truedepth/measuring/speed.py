@@ -62,9 +62,6 @@ class Speed:
     prefill_tokens_per_second: Spread
     time_to_first_token_seconds: Spread
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def to_record(self, bytes_per_token: int, bandwidth: float) -> SpeedRecord:
         """The medians, and how much of the memory bandwidth they use.
 
@@ -141,7 +138,7 @@ class Comparison:
             "batch": self.batch,
             "repeats": len(self.runs[self.baseline]),
             "baseline": self.baseline,
-            "plans": {name: {**speed.to_dict(), "ratio": asdict(ratios[name])} for name, speed in speeds.items()},
+            "plans": {name: {**asdict(speed), "ratio": asdict(ratios[name])} for name, speed in speeds.items()},
         }
 
 
@@ -201,9 +198,9 @@ def device_of(model: nn.Module) -> torch.device:
     return device
 
 
-def run_plan(model: nn.Module, plan: DepthPlan) -> None:
-    """Make the model run `plan`; for the full plan, put it back to its unmodified state."""
-    if plan.is_full:
+def run_plan(model: nn.Module, plan: DepthPlan | None) -> None:
+    """Make the model run `plan`; for none and the full plan, put it back to its unmodified state."""
+    if plan is None or plan.is_full:
         restore(model)
     else:
         apply(model, plan)
@@ -219,10 +216,7 @@ def measuring(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         model.train(training)
-        if plan is None:
-            restore(model)
-        else:
-            apply(model, plan)
+        run_plan(model, plan)
 
 
 def timed_run(model: nn.Module, prompt: Tensor, new_tokens: int) -> TimedRun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -36,9 +36,6 @@ class StageTimes:
     head: float
     rest: float
     step: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def stage_times(

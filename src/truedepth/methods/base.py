@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from truedepth.errors import MethodError
 from truedepth.methods.hints import did_you_mean
@@ -57,6 +57,8 @@ class Method(BaseModel, ABC):
     """One line for lists of methods."""
     source: ClassVar[str]
     """The paper, such as `arXiv 2502.02790`."""
+    either: ClassVar[tuple[str, ...]] = ()
+    """Parameters of which exactly one must be given; their default is None."""
 
     def __init__(self, **parameters: Any) -> None:
         try:
@@ -64,16 +66,14 @@ class Method(BaseModel, ABC):
         except ValidationError as error:
             raise MethodError(_explain(type(self), error)) from None
 
-    def _exactly_one(self, first: str, second: str) -> None:
-        """Refuse both or neither of two parameters whose default is None.
-
-        Raises:
-            MethodError: both are given, or none.
-        """
-        given = [name for name in (first, second) if getattr(self, name) is not None]
-        if len(given) != 1:
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in self.either if getattr(self, name) is not None]
+        if self.either and len(given) != 1:
             problem = "are both given" if given else "are both missing"
-            raise MethodError(f"method '{self.name}': '{first}' and '{second}' {problem}; give exactly one of them")
+            names = " and ".join(f"'{name}'" for name in self.either)
+            raise MethodError(f"method '{self.name}': {names} {problem}; give exactly one of them")
+        return self
 
 
 class LayerMethod(Method):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from truedepth.errors import MethodError
 from truedepth.methods.base import LayerMethod
@@ -36,6 +36,7 @@ class LayerParallel(LayerMethod):
     name: ClassVar[str] = "layer-parallel"
     summary: ClassVar[str] = "run consecutive layers side by side, in pairs or wider groups"
     source: ClassVar[str] = "arXiv 2502.02790"
+    either: ClassVar[tuple[str, ...]] = ("delta", "depth")
     shorthand: ClassVar[str | None] = "depth"
 
     end: int | None = Field(
@@ -53,11 +54,6 @@ class LayerParallel(LayerMethod):
         description="how a group runs: 'lp' sums attention outputs, then FFN outputs, as in the paper; 'par' "
         "sums whole layers",
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._exactly_one("delta", "depth")
-        return self
 
     def plan(self, num_layers: int) -> DepthPlan:
         limit = num_layers if self.end is None else self.end

@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 
 ENTRY_POINT_GROUP = "truedepth.methods"
 
+_BUILT_IN = tuple(
+    EntryPoint(path.split(":")[0].replace("_", "-"), f"truedepth.methods.{path}", ENTRY_POINT_GROUP)
+    for path in (
+        "layer_parallel:LayerParallel",
+        "unified_skipping:UnifiedSkipping",
+        "early_exit:EarlyExit",
+        "block_influence:BlockInfluence",
+        "angular_distance:AngularDistance",
+        "greedy_removal:GreedyRemoval",
+        "shapley:Shapley",
+        "shuffle:Shuffle",
+        "merge:Merge",
+        "prune_range:PruneRange",
+        "parallel_range:ParallelRange",
+    )
+)
+
 
 def all_methods() -> dict[str, type[Method]]:
     """Every method by name, the built-in ones first.
@@ -28,8 +45,7 @@ def all_methods() -> dict[str, type[Method]]:
     Raises:
         MethodError: two methods have one name, or an entry point is not a method.
     """
-    methods = _built_in_methods()
-    return methods | {name: _load(point) for name, point in _third_party(methods).items()}
+    return {name: _load(point) for name, point in _points().items()}
 
 
 def get_method(name: str) -> type[Method]:
@@ -40,14 +56,10 @@ def get_method(name: str) -> type[Method]:
     """
     from truedepth.methods.hints import did_you_mean
 
-    methods = _built_in_methods()
-    third_party = _third_party(methods)
-    if name in methods:
-        return methods[name]
-    if name in third_party:
-        return _load(third_party[name])
-    names = [*methods, *third_party]
-    raise MethodError(f"there is no method '{name}'{did_you_mean(name, names)}; the methods are: {', '.join(names)}")
+    points = _points()
+    if name in points:
+        return _load(points[name])
+    raise MethodError(f"there is no method '{name}'{did_you_mean(name, points)}; the methods are: {', '.join(points)}")
 
 
 def build_method(name: str, parameters: Mapping[str, Any]) -> Method:
@@ -60,47 +72,15 @@ def build_method(name: str, parameters: Mapping[str, Any]) -> Method:
     return get_method(name)(**parameters)
 
 
-def _built_in_methods() -> dict[str, type[Method]]:
-    from truedepth.methods.angular_distance import AngularDistance
-    from truedepth.methods.block_influence import BlockInfluence
-    from truedepth.methods.early_exit import EarlyExit
-    from truedepth.methods.greedy_removal import GreedyRemoval
-    from truedepth.methods.layer_parallel import LayerParallel
-    from truedepth.methods.merge import Merge
-    from truedepth.methods.parallel_range import ParallelRange
-    from truedepth.methods.prune_range import PruneRange
-    from truedepth.methods.shapley import Shapley
-    from truedepth.methods.shuffle import Shuffle
-    from truedepth.methods.unified_skipping import UnifiedSkipping
-
-    methods: tuple[type[Method], ...] = (
-        LayerParallel,
-        UnifiedSkipping,
-        EarlyExit,
-        BlockInfluence,
-        AngularDistance,
-        GreedyRemoval,
-        Shapley,
-        Shuffle,
-        Merge,
-        PruneRange,
-        ParallelRange,
-    )
-    return {method.name: method for method in methods}
-
-
-def _third_party(built_in: Mapping[str, type[Method]]) -> dict[str, EntryPoint]:
-    """The entry points of other packages by name, none of them imported."""
-    owners = {name: f"truedepth itself ({method.__module__})" for name, method in built_in.items()}
+def _points() -> dict[str, EntryPoint]:
+    """The entry points of the built-in methods, and then of other packages, by name; none of them imported."""
     found: dict[str, EntryPoint] = {}
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        owner = _owner(point)
-        if point.name in owners:
+    for point in (*_BUILT_IN, *entry_points(group=ENTRY_POINT_GROUP)):
+        if point.name in found:
             raise MethodError(
-                f"two methods are called '{point.name}': one of {owners[point.name]} and one of {owner}; "
-                "uninstall or rename one of them"
+                f"two methods are called '{point.name}': one of {_owner(found[point.name])} and one of "
+                f"{_owner(point)}; uninstall or rename one of them"
             )
-        owners[point.name] = owner
         found[point.name] = point
     return found
 
@@ -124,5 +104,7 @@ def _load(point: EntryPoint) -> type[Method]:
 
 
 def _owner(point: EntryPoint) -> str:
+    if point in _BUILT_IN:
+        return f"truedepth itself ({point.module})"
     package = f"package {point.dist.name} {point.dist.version}" if point.dist else "an unknown package"
     return f"{package} ({point.value})"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from truedepth.errors import MethodError
 from truedepth.methods.base import LayerMethod
@@ -34,6 +34,7 @@ class UnifiedSkipping(LayerMethod):
     name: ClassVar[str] = "unified-skipping"
     summary: ClassVar[str] = "run evenly spaced layers while decoding; the prompt runs all of them"
     source: ClassVar[str] = "arXiv 2404.06954"
+    either: ClassVar[tuple[str, ...]] = ("speedup", "depth")
     shorthand: ClassVar[str | None] = "speedup"
 
     speedup: float | None = Field(
@@ -46,11 +47,6 @@ class UnifiedSkipping(LayerMethod):
     rule: Literal["balanced", "published"] = Field(
         default="balanced", description="which n layers are kept: 'balanced' spaces them evenly"
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        self._exactly_one("speedup", "depth")
-        return self
 
     def plan(self, num_layers: int) -> DepthPlan:
         kept = self._kept(num_layers)

@@ -56,15 +56,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     """
     if path.is_dir():
         raise output_error(path, OSError(errno.EISDIR, os.strerror(errno.EISDIR)))
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        try:
-            yield aside
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(path, error) from error
+    with _aside(path) as aside:
+        yield aside
 
 
 @contextmanager
@@ -76,16 +69,25 @@ def folder_written_aside(folder: Path) -> Iterator[Path]:
     """
     if folder.exists() or folder.is_symlink():
         raise OutputError(f"{folder} exists already; choose another folder, or delete it")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with _aside(folder) as aside:
+        aside.mkdir(parents=True)
+        yield aside
+
+
+@contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         try:
-            aside.mkdir(parents=True)
             yield aside
-            aside.replace(folder)
+            aside.replace(path)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
+            else:
+                aside.unlink(missing_ok=True)
     except OSError as error:
-        raise output_error(folder, error) from error
+        raise output_error(path, error) from error
 
 
 def prepare_output(folder: Path, *, resume: bool = False) -> None:

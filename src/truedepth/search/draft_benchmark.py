@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
-from typing import Protocol
 
 import torch
 
@@ -62,33 +61,17 @@ class DraftRun:
         return (len(self.tokens) - 1) / self.seconds
 
 
-class Timer(Protocol):
-    """All of the job that looks at the clock."""
+class Timer:
+    """All of the job that looks at the clock of this machine."""
 
     def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
         """What the parts of a step cost."""
-        ...
-
-    def run(
-        self, engine: Engine, request: Request, draft: Draft | None, num_speculative_tokens: int | None
-    ) -> DraftRun:
-        """Continue a prompt, plainly without a draft."""
-        ...
-
-    def bandwidth(self, device: torch.device) -> float:
-        """Bytes per second at which a device reads its memory."""
-        ...
-
-
-class WallClockTimer:
-    """The clock of this machine."""
-
-    def costs(self, engine: Engine, vocabularies: Sequence[DraftVocabulary], progress: Progress) -> StepCosts:
         return measure_step_costs(engine, vocabularies, progress)
 
     def run(
         self, engine: Engine, request: Request, draft: Draft | None, num_speculative_tokens: int | None
     ) -> DraftRun:
+        """Continue a prompt, plainly without a draft."""
         drafts = () if draft is None else (draft,)
         policy = None if num_speculative_tokens is None else FixedPolicy(num_speculative_tokens)
         (result,) = engine.generate([request], drafts=drafts, policy=policy)
@@ -101,6 +84,7 @@ class WallClockTimer:
         )
 
     def bandwidth(self, device: torch.device) -> float:
+        """Bytes per second at which a device reads its memory."""
         return read_bandwidth(device)
 
 

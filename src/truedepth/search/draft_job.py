@@ -21,7 +21,7 @@ from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.records.progress import Progress, silent
 from truedepth.records.version import VERSION
-from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, WallClockTimer, draft_record
+from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, draft_record
 from truedepth.search.draft_results import (
     LOSSLESS_FILE,
     AimRecord,
@@ -76,7 +76,7 @@ def optimize_lossless(
     job = open_job(recipe, folder, progress, resume=resume)
     loaded = job.loaded
     with Engine(loaded.model, loaded.tokenizer) as engine:
-        search = DraftJob(job, engine, timer or WallClockTimer())
+        search = DraftJob(job, engine, timer or Timer())
         results = search.run()
         vocabulary = search.vocabularies.get(results.best.draft.vocabulary or 0)
     if results.pays:

@@ -122,9 +122,9 @@ class PlanJob:
         if self.job.recipe.hardware is not None:
             return ProfileCosts.of(model, self.job.recipe.hardware, context=PROMPT_TOKENS + NEW_TOKENS)
         measured = self.job.journal.remember(
-            "costs", "measured", lambda: MeasuredCosts.measure(model, progress=self.job.progress).to_dict()
+            "costs", "measured", lambda: asdict(MeasuredCosts.measure(model, progress=self.job.progress))
         )
-        return MeasuredCosts.from_dict(measured)
+        return MeasuredCosts(**measured)
 
     def _search(self, text: str, target: Target) -> Search:
         evidence = self.evidence if text == "calibration" else self._validation

@@ -36,26 +36,15 @@ def lossless_table(results: LosslessResults) -> RenderableType:
 
 
 def _cells(row: labels.DraftRow, plain: float) -> tuple[Text, ...]:
-    best = row.candidate.best
-    draft = row.candidate.draft
-    depth = str(draft.to_plan().effective_depth)
-    figures = [
-        depth,
+    best, draft, timed = row.candidate.best, row.candidate.draft, row.timed
+    length = best.num_speculative_tokens if timed is None else timed.num_speculative_tokens or "adaptive"
+    figures = (
+        str(draft.to_plan().effective_depth),
         labels.vocabulary(draft),
         labels.share(row.candidate.agreement),
         labels.share(row.candidate.break_even),
-    ]
-    if row.timed is None:
-        figures += [
-            str(best.num_speculative_tokens),
-            f"~{number(best.tokens_per_second)}",
-            f"~{times(best.tokens_per_second / plain)}",
-        ]
-    else:
-        timed = row.timed
-        figures += [
-            str(timed.num_speculative_tokens or "adaptive"),
-            number(timed.tokens_per_second),
-            times(timed.speedup),
-        ]
+        str(length),
+        number(timed.tokens_per_second) if timed else f"~{number(best.tokens_per_second)}",
+        times(timed.speedup) if timed else f"~{times(best.tokens_per_second / plain)}",
+    )
     return (Text(labels.title(draft)), *map(Text, figures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,14 +35,17 @@ class FigureRow:
 
 def exits(results: TrainingResults) -> list[int]:
     """All exits that have figures, the shallowest first."""
-    names = {name for figures in results.history for name in figures.values}
-    return sorted({found[1] for name in names if (found := exit_of(name))})
+    return _numbers(results, exit_of)
 
 
 def positions(results: TrainingResults) -> list[int]:
     """All drafted positions that have figures, the first ones first."""
+    return _numbers(results, position_of)
+
+
+def _numbers(results: TrainingResults, of: Callable[[str], tuple[str, int] | None]) -> list[int]:
     names = {name for figures in results.history for name in figures.values}
-    return sorted({found[1] for name in names if (found := position_of(name))})
+    return sorted({found[1] for name in names if (found := of(name))})
 
 
 def position_title(position: int) -> str:
