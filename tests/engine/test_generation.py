@@ -230,11 +230,17 @@ class TestDrafts:
             written = generate(loaded, PROMPT, max_new_tokens=9, draft=folder, num_speculative_tokens=3)
             assert (written.drafted, written.acceptance) == (6, 1.0)
 
-    def test_a_draft_that_is_given_again_is_the_same(self, loaded: LoadedModel) -> None:
-        """So what is seen of it adds up."""
+    @pytest.mark.parametrize("draft", ["exit:4", DepthPlan.of_layers(range(4), 6)], ids=str)
+    def test_a_draft_that_is_given_again_is_the_same(
+        self, draft: str | DepthPlan, loaded: LoadedModel, tmp_path: Path
+    ) -> None:
+        """So what is seen of it adds up, and its files are read once."""
+        DraftVocabulary(torch.arange(200)).save(tmp_path, loaded.model, loaded.tokenizer)
         with Engine(loaded.model, loaded.tokenizer) as engine:
-            first, again = (Speculation(draft="exit:4").prepare(engine)[0] for _ in range(2))
-        assert first[0] is again[0]
+            for vocabulary in (None, tmp_path):
+                asked = [Speculation(draft=draft, vocabulary=vocabulary) for _ in range(2)]
+                first, again = (one.prepare(engine)[0] for one in asked)
+                assert first[0] is again[0]
 
     @pytest.mark.parametrize(
         ("options", "kind", "message"),

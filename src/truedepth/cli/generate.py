@@ -190,7 +190,7 @@ def _write(
     speculation = Speculation(draft=drafts, num_speculative_tokens=length, vocabulary=vocabulary)
     with Engine(loaded.model, loaded.tokenizer) as engine:
         prepared, _ = speculation.prepare(engine)
-        options["draft"] = drafts
+        options["draft"] = prepared
         pieces = stream(engine, text, **options)
         interrupted = _show(pieces, silent=silent)
         gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None

@@ -87,15 +87,15 @@ class Speculation:
     def _prepare(self, draft: DraftLike, engine: Engine) -> AnyDraft:
         if isinstance(draft, AnyDraft):
             return draft
-        if isinstance(draft, ExitHead | EagleHead):
-            return engine.draft_of(draft, self._vocabulary(engine))
-        if isinstance(draft, DepthPlan):
-            return engine.draft(draft, vocabulary=self._vocabulary(engine))
-        text = os.fspath(draft)
-        return engine.once((text, self.vocabulary), lambda: self._read(text, engine))
+        return engine.once((draft, self.vocabulary), lambda: self._read(draft, engine))
 
-    def _read(self, text: str, engine: Engine) -> AnyDraft:
+    def _read(self, draft: str | Path | DepthPlan | ExitHead | EagleHead, engine: Engine) -> AnyDraft:
         vocabulary = self._vocabulary(engine)
+        if isinstance(draft, ExitHead | EagleHead):
+            return engine.draft_of(draft, vocabulary)
+        if isinstance(draft, DepthPlan):
+            return engine.draft(draft, vocabulary=vocabulary)
+        text = os.fspath(draft)
         if text == DEFAULT_DRAFT:
             return engine.default_draft(vocabulary)
         if folder := find_head(text):
