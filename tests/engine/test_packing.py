@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With our own kernels, and as where there is no compiler for them."""
     if request.param == "oneDNN":
-        for module in ("cpu.layouts", "cpu.packing", "runner.attention", "runner.caches"):
+        for module in ("cpu.kernels", "cpu.layouts", "cpu.quick"):
             monkeypatch.setattr(f"truedepth.engine.{module}.kernels", lambda: None)
     else:
         assert kernels() is not None, "the tests need a C compiler"

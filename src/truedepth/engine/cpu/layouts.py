@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from truedepth.engine.cpu.kernels import Kernels, kernels
+from truedepth.engine.cpu.kernels import DTYPES, PAIRED, Kernels, kernels, kernels_for
 
 
 class Layout(Protocol):
@@ -37,7 +37,7 @@ def lay_out(weight: Tensor, bias: Tensor | None, *, by_row: bool = False) -> Lay
         bias: (N,), or None.
         by_row: whether single rows will be asked for.
     """
-    compiled = kernels() if weight.dtype == torch.float32 else None
+    compiled = kernels_for(weight)
     if compiled is not None:
         return Panels(weight, bias, compiled)
     return Blocks(weight, bias, _BLOCK if by_row else weight.shape[0])
@@ -47,7 +47,7 @@ def can_lay_out(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there is a layout for weights of this kind on this machine."""
     if device.type != "cpu":
         return False
-    if dtype == torch.float32 and kernels() is not None:
+    if dtype in DTYPES and kernels() is not None:
         return True
     if not torch.backends.mkldnn.is_available():
         return False
@@ -61,22 +61,28 @@ class Panels:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, compiled: Kernels) -> None:
         self._kernels = compiled
-        self._count, self._panel = weight.shape[0], compiled.panel
-        missing = -self._count % self._panel
-        weight = nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
-        self._weight = weight.reshape(-1, self._panel, weight.shape[1]).transpose(1, 2).contiguous()  # (P, K, panel)
-        self._bias = None if bias is None else nn.functional.pad(bias, (0, missing)).contiguous()
+        self._count, self._size = weight.shape
+        panel, paired = compiled.panel, PAIRED[weight.dtype]
+        rows, self._odd = -self._count % panel, -self._size % paired
+        if rows or self._odd:
+            weight = nn.functional.pad(weight, (0, self._odd, 0, rows))
+        panels = weight.reshape(-1, panel, weight.shape[1] // paired, paired)
+        self._weight = panels.transpose(1, 2).contiguous()  # (P, K / n, panel, n)
+        self._bias = None if bias is None else nn.functional.pad(bias, (0, rows)).contiguous()
 
     def product(self, hidden: Tensor) -> Tensor:
+        if self._odd:
+            hidden = nn.functional.pad(hidden, (0, self._odd))
         output = self._kernels.product(hidden, self._weight, self._bias)  # (..., P * panel)
         return output if output.shape[-1] == self._count else output[..., : self._count]
 
     def rows(self, ids: Tensor) -> Tensor:
-        return self._weight[ids // self._panel, :, ids % self._panel]
+        panel = self._kernels.panel
+        return self._weight[ids // panel, :, ids % panel].flatten(1)[:, : self._size]
 
     def dense(self) -> Tensor:
-        rows = self._weight.transpose(1, 2).reshape(-1, self._weight.shape[1])  # (P * panel, K)
-        return rows[: self._count].clone(memory_format=torch.contiguous_format)
+        rows = self._weight.transpose(1, 2).reshape(-1, self._size + self._odd)  # (P * panel, K)
+        return rows[: self._count, : self._size].clone(memory_format=torch.contiguous_format)
 
 
 _BLOCK = 1024

@@ -1,4 +1,4 @@
-"""A CPU model made ready for decoding: its weights in a layout for fast products, its norms by a kernel of our own.
+"""A CPU model made ready for decoding: its weights in a layout for fast products, its norms and activations by kernels.
 
 While a model is packed, each weight exists in its layout only; `unpack` puts the same numbers back. Projections of the
 same input (q, k and v; gate and up) are one product: the first of them to be called computes all. No number changes but
@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.kernels import kernels
 from truedepth.engine.cpu.layouts import can_lay_out, lay_out
+from truedepth.engine.cpu.quick import Quick, quick_forward
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
 
@@ -51,8 +51,8 @@ class Packing:
         if any(is_freed(parameter) for parameter in model.parameters()):
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
-        self._packed: list[_Together | _Table | _Norm] = []
-        self._family = family
+        self._packed: list[_Together | _Table | Quick] = []
+        self._family, self._dtype = family, model.dtype
         self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
         head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
         if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
@@ -69,9 +69,9 @@ class Packing:
                 for members in _products_of(module, self._family):
                     if not is_freed(members[0].weight):
                         self._packed.append(_Together(members))
-                for norm in module.modules():
-                    if quick := _quick_norm(norm):
-                        self._packed.append(_Norm(norm, quick))
+                for part in module.modules():
+                    if quick := quick_forward(part, self._dtype):
+                        self._packed.append(Quick(part, quick))
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
@@ -186,30 +186,3 @@ class _Table:
         self.embedding.padding_idx = self.padding
         self.head.weight.data = self.layout.dense()
         del vars(self.head)["forward"], vars(self.embedding)["forward"]
-
-
-class _Norm:
-    """An RMS norm that our own kernel computes: (..., D), float32, to the same."""
-
-    def __init__(self, norm: nn.Module, quick: Callable[[Tensor], Tensor]) -> None:
-        self.norm = norm
-        vars(norm)["forward"] = quick
-
-    def unpack(self) -> None:
-        del vars(self.norm)["forward"]
-
-
-def _quick_norm(norm: nn.Module) -> Callable[[Tensor], Tensor] | None:
-    """The kernel in place of a norm that computes gain * x / sqrt(mean(x^2) + epsilon); None for any other module.
-
-    Whether it does is seen by trying: families write their norms each for itself, and Gemma's gain is 1 + weight.
-    """
-    compiled, gain = kernels(), getattr(norm, "weight", None)
-    epsilon = getattr(norm, "variance_epsilon", None)
-    if compiled is None or epsilon is None or "forward" in vars(norm):
-        return None
-    if not isinstance(gain, Tensor) or gain.dim() != 1 or gain.device.type != "cpu" or gain.dtype != torch.float32:
-        return None
-    quick = partial(compiled.normalise, gain=gain.detach(), epsilon=epsilon)
-    probe = torch.linspace(-1.5, 2, 3 * len(gain)).view(3, -1)  # (3, D)
-    return quick if torch.allclose(norm(probe), quick(probe), atol=1e-5, rtol=1e-5) else None

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
-from truedepth.engine.cpu.kernels import kernels
+from truedepth.engine.cpu.kernels import Kernels, kernels_for
 from truedepth.models.private_transformers import attention_implementation
 
 _NAME = "truedepth"
 
-FEW_QUERIES = 32
-"""Up to so many tokens a sequence, query heads become further queries; above, repeating keys and values costs less
-than a mask for all of them."""
+FEW_QUERIES = 40
+"""Up to so many tokens a sequence, all that are decoded or verified among them, our own kernel attends, or query heads
+become further queries; above, repeating keys and values costs less than a mask for all of them."""
+
+HEAD_SIZES = 16
+"""The kernel takes heads whose size is a multiple of this."""
 
 
 def installed(config: PreTrainedConfig) -> AbstractContextManager[None]:
@@ -54,11 +57,9 @@ def attend(
     batch, heads, tokens, size = query.shape
     group = heads // key.shape[1]
     causal = attention_mask is None and tokens > 1
-    if tokens <= FEW_QUERIES and not causal and softcap is None and _kernel_takes(query):
-        compiled = kernels()
-        if compiled is not None:
-            scale = size**-0.5 if scaling is None else scaling
-            return compiled.attend(query, key, value, attention_mask, scale), None
+    if tokens <= FEW_QUERIES and not causal and (compiled := _kernel_for(query)):
+        scale = size**-0.5 if scaling is None else scaling
+        return compiled.attend(query, key, value, attention_mask, scale, softcap), None
     if tokens > FEW_QUERIES or causal:
         key, value = (_repeat(held, group) for held in (key, value))
     elif group > 1:
@@ -75,9 +76,8 @@ def attend(
     return output.transpose(1, 2), None  # (B, T, Hq, d)
 
 
-def _kernel_takes(query: Tensor) -> bool:
-    kind = query.device.type == "cpu" and query.dtype == torch.float32 and query.shape[-1] % 16 == 0
-    return kind and not query.requires_grad
+def _kernel_for(query: Tensor) -> Kernels | None:
+    return None if query.shape[-1] % HEAD_SIZES or query.requires_grad else kernels_for(query)
 
 
 def _repeat(held: Tensor, group: int) -> Tensor:

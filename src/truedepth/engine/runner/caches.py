@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
 from torch import Tensor
 
-from truedepth.engine.cpu.kernels import kernels
+from truedepth.engine.cpu.kernels import kernels_for
 
 
 class KVCache:
@@ -38,7 +37,7 @@ class KVCache:
         """
         if layer not in self._held:
             self._held[layer] = (self._like(keys), self._like(values))
-        compiled = kernels() if keys.dtype == torch.float32 and keys.device.type == "cpu" else None
+        compiled = kernels_for(keys)
         for held, new in zip(self._held[layer], (keys, values), strict=True):
             if compiled is not None:
                 compiled.store(held, new, slots)
