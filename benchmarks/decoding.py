@@ -48,6 +48,9 @@ from truedepth.plan import DepthPlan
 from truedepth.records.files import write_atomic
 from truedepth.records.progress import terminal
 
+DTYPES = ("float32", "bfloat16")
+"""Those in which drafting must change no token."""
+
 Mode = Callable[[argparse.Namespace], dict[str, Any]]
 
 
@@ -184,11 +187,14 @@ def _llama(tested: Subject, options: argparse.Namespace, kind: str, context: int
 
 
 def _equality(options: argparse.Namespace) -> dict[str, Any]:
-    with subject(DEFAULT, options.cache, options.prompts, options.count or (40 if options.prompts else 8)) as tested:
-        record = options.cache / "equality.jsonl"
-        found = equality(tested, options.new_tokens or 96, options.batch or [1, 4], record, terminal)
-    print_rows("greedy self-speculation against plain greedy decoding", found["rows"])
-    return {"model": DEFAULT, **found}
+    count, rows = options.count or (40 if options.prompts else 8), []
+    for dtype in DTYPES:
+        with subject(DEFAULT, options.cache, options.prompts, count, dtype) as tested:
+            record = options.cache / f"equality-{dtype}.jsonl"
+            found = equality(tested, options.new_tokens or 96, options.batch or [1, 4], record, terminal)
+        rows += [{"dtype": dtype, **row} for row in found["rows"]]
+    print_rows("greedy self-speculation against plain greedy decoding", rows)
+    return {"model": DEFAULT, **found, "rows": rows}
 
 
 def _ablation(options: argparse.Namespace) -> dict[str, Any]:

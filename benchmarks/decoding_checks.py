@@ -16,7 +16,7 @@ import torch
 from decoding_subjects import BUILT_IN, Subject, encode, source_of
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from truedepth.engine.drafts.drafts import Draft
+from truedepth.engine.drafts.drafts import AnyDraft, Draft
 from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.engine.loop.batch import MOST_DRAFTED
@@ -29,6 +29,8 @@ from truedepth.models.loading.embedded import embedded_model
 from truedepth.models.loading.load import load
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress
+
+HEAD = "the packaged head"
 
 DRAFTS = {
     "exit:8": "exit:8",
@@ -47,7 +49,7 @@ WARM_UP = 200
 
 
 def equality(tested: Subject, new_tokens: int, batches: list[int], record: Path, progress: Progress) -> dict[str, Any]:
-    """Greedy self-speculation against plain greedy decoding, token for token.
+    """Greedy self-speculation against plain greedy decoding, token for token, by plans and by the packaged head.
 
     Every answer goes into `record` at once (JSON lines); answers that are there already are not computed again.
 
@@ -55,14 +57,16 @@ def equality(tested: Subject, new_tokens: int, batches: list[int], record: Path,
         By draft and batch size: sequences, tokens, differing sequences, acceptance.
     """
     known = _known(record)
-    plans = {name: read_plan(text, tested.num_layers) for name, text in DRAFTS.items()}
-    work = [(batch, name) for batch in batches for name in [None, *plans]]
+    engine = tested.engine
+    drafts: dict[str, AnyDraft] = {HEAD: engine.default_draft()}
+    drafts |= {name: engine.draft(read_plan(text, tested.num_layers)) for name, text in DRAFTS.items()}
+    work = [(batch, name) for batch in batches for name in [None, *drafts]]
     with record.open("a", encoding="utf-8") as file, progress("equality", len(work) * len(tested.prompts)) as advance:
         for batch, name in work:
             for start in range(0, len(tested.prompts), batch):
                 group = range(start, min(start + batch, len(tested.prompts)))
                 missing = [index for index in group if (batch, name, index, new_tokens) not in known]
-                answers = _answers(tested, plans.get(name or ""), group, new_tokens) if missing else []
+                answers = _answers(tested, drafts.get(name or ""), group, new_tokens) if missing else []
                 for answer in answers:
                     answer |= {"batch": batch, "draft": name, "new_tokens": new_tokens}
                     known[batch, name, answer["prompt"], new_tokens] = answer
@@ -81,8 +85,8 @@ def _known(record: Path) -> dict[tuple[int, str | None, int, int], dict[str, Any
     return {(each["batch"], each["draft"], each["prompt"], each["new_tokens"]): each for each in answers}
 
 
-def _answers(tested: Subject, plan: DepthPlan | None, group: range, new_tokens: int) -> list[dict[str, Any]]:
-    drafts = [] if plan is None else [tested.engine.draft(plan)]
+def _answers(tested: Subject, draft: AnyDraft | None, group: range, new_tokens: int) -> list[dict[str, Any]]:
+    drafts = [] if draft is None else [draft]
     results = tested.engine.generate(
         [Request(tested.prompts[index], new_tokens, ignore_end=True) for index in group],
         drafts=drafts,

@@ -82,7 +82,9 @@ class Subject:
 
 
 @contextmanager
-def subject(name: str, cache: Path, prompts_file: Path | None, count: int) -> Iterator[Subject]:
+def subject(
+    name: str, cache: Path, prompts_file: Path | None, count: int, dtype: str = "float32"
+) -> Iterator[Subject]:
     """A model by name; the engine is closed afterwards.
 
     Args:
@@ -91,8 +93,9 @@ def subject(name: str, cache: Path, prompts_file: Path | None, count: int) -> It
         prompts_file: JSON lines with `turns`, of which the first is used; None: some that are built in. `TRAINED`
             is always given the held-out files that it was trained for.
         count: how many prompts.
+        dtype: of both copies.
     """
-    loaded, reference = (load(source_of(name, cache), dtype="float32", device="cpu") for _ in range(2))
+    loaded, reference = (load(source_of(name, cache), dtype=dtype, device="cpu") for _ in range(2))
     if name == TRAINED:
         prompts_file = cache / TRAINED / "prompts.jsonl"
     texts = BUILT_IN if prompts_file is None else read_prompts(prompts_file)

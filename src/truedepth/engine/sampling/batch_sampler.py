@@ -119,7 +119,7 @@ class BatchSampler:
         """The logits to choose from, (B, T, V): the last T positions of the context with what was drafted."""
         samplers = [self._samplers[sequence.index] for sequence in sequences]
         if not any(sampler.processors for sampler in samplers):
-            return logits.float()
+            return logits
         tokens = logits.shape[1]
         columns: list[list[int]] = torch.cat([proposal.ids for proposal in drafted], 1).tolist() if drafted else []
         rows = []
