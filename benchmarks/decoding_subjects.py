@@ -82,9 +82,7 @@ class Subject:
 
 
 @contextmanager
-def subject(
-    name: str, cache: Path, prompts_file: Path | None, count: int, dtype: str = "float32"
-) -> Iterator[Subject]:
+def subject(name: str, cache: Path, prompts_file: Path | None, count: int, dtype: str = "float32") -> Iterator[Subject]:
     """A model by name; the engine is closed afterwards.
 
     Args:

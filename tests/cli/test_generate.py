@@ -88,6 +88,7 @@ class TestJson:
         assert data["schema_version"] == 2
         assert data["drafts"] == [{"draft": "0-5", "plan": DepthPlan.full(6).to_dict(), "vocabulary_size": None}]
         assert len(data["logprobs"]) == 9 and max(data["logprobs"]) < 0
+        assert data["rounding"] == "attention is PyTorch's, for heads of 8 are no multiple of 16"
 
     def test_a_draft_given_twice(self, run: Any) -> None:
         data = json.loads(run("--prompt", PROMPT, "--draft", "0-5", "--draft", "0-5", "--json")[1])
@@ -126,6 +127,7 @@ class TestDrafts:
         _, _, err = run("--prompt", PROMPT, "--max-new-tokens", "20", *args)
         assert "14 of 14 drafted tokens accepted, 100 %; 3.80 tokens a step" in err
         assert "5 rounds of drafting, 0 plain steps" in err
+        assert "the same text but where two tokens are nearly equally likely: attention is PyTorch's" in err
         lines = [line.split() for line in err.splitlines()]
         assert ["3", "4", "100", "%"] in lines  # the last round drafts two
         assert [line[-2:] for line in lines if line[:1] == ["total"]] == [["100", "%"]]

@@ -119,6 +119,12 @@ def report(read: Callable[[LosslessResults], Any]) -> Any:
     return lambda **changes: read(results(**changes))
 
 
+def test_rounding_is_told(report: Any) -> None:
+    text = report(rounding="products on cuda are PyTorch's").text
+    assert "and writes the same up to rounding." in text
+    assert "Where two tokens are nearly equally likely, either may be written: products on cuda are PyTorch's." in text
+
+
 def test_what_pays_is_told_with_its_figures(report: Any) -> None:
     text = report().text
     for said in (

@@ -68,7 +68,8 @@ _draft_options = options(
         "drafts",
         multiple=True,
         metavar="DRAFT",
-        help="Speculate: draft with this and let the model verify, which changes no text. Several times: choose among "
+        help="Speculate: draft with this and let the model verify. On a CPU in float32 and bfloat16 that changes no "
+        "token of greedy text; where it may, by rounding, a line says so. Several times: choose among "
         f"these. DRAFT is {PLAN_FORMATS}; the folder of a trained head or of its training; or 'default' for the head "
         "that comes with the model. Of a run's folder everything is used, its draft vocabulary too.",
     ),
@@ -168,12 +169,14 @@ class _Written:
 
     Attributes:
         drafts: each as it was given, and what was made of it.
+        rounding: see `Engine.rounding`.
     """
 
     result: GenerationResult
     drafts: list[tuple[str, AnyDraft]]
     gain: DraftingGain | None
     interrupted: bool
+    rounding: str | None
 
 
 def _write(
@@ -194,7 +197,8 @@ def _write(
         pieces = stream(engine, text, **options)
         interrupted = _show(pieces, silent=silent)
         gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
-    return _Written(pieces.result, list(zip(drafts, prepared, strict=True)), gain, interrupted)
+        used = list(zip(drafts, prepared, strict=True))
+        return _Written(pieces.result, used, gain, interrupted, engine.rounding)
 
 
 def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None) -> None:
@@ -205,6 +209,7 @@ def _print_as_json(written: _Written, plan: DepthPlan, ranks: GroupRanks | None)
             **written.result.to_dict(),
             "plan": plan.to_dict(),
             "drafts": [{"draft": given, **draft.to_dict()} for given, draft in written.drafts],
+            **({"rounding": written.rounding} if written.drafts else {}),
             **({"comparison": asdict(written.gain)} if written.gain else {}),
             **({"ranks": shared} if shared else {}),
         }
@@ -281,6 +286,8 @@ def _summarise(written: _Written, plan: DepthPlan, ranks: GroupRanks | None, *, 
     )
     if written.drafts:
         _summarise_drafting(result)
+        if written.rounding:
+            click.echo(f"the same text but where two tokens are nearly equally likely: {written.rounding}", err=True)
     if ranks:
         click.echo(
             f"{ranks.size} ranks over {ranks.backend}: {plan.all_reduces} all-reduces a token, "

@@ -18,6 +18,7 @@ from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.packaged import DEFAULT_DRAFT, packaged_head
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, end_ids_of
 from truedepth.engine.drafts.policy import NoSpeculation, SpeculationPolicy
+from truedepth.engine.invariance import batch_variance
 from truedepth.engine.loop.decoder import Decoder, Observer, Update
 from truedepth.engine.runner.capture import record_cuda_graph
 from truedepth.engine.runner.model_runner import ModelRunner
@@ -187,6 +188,14 @@ class Engine:
             raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
         detokenizer = None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer, request.stop)
         return SequenceState(index, request, ends, detokenizer)
+
+    @property
+    def rounding(self) -> str | None:
+        """Why drafting may change a token by rounding, where two are nearly equally likely.
+
+        None: verifying computes the very bits of decoding one by one, so that greedy text is the same whatever drafts.
+        """
+        return batch_variance(self.model, self.runner.family)
 
     @property
     def end_ids(self) -> frozenset[int]:

@@ -221,6 +221,7 @@ class DraftJob:
             candidates=[_candidate_record(rating) for rating in ratings],
             aim=_aim(ratings),
             costs=self.costs,
+            rounding=self.engine.rounding,
         )
 
 

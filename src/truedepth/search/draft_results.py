@@ -107,3 +107,7 @@ class LosslessResults(JobResults):
     )
     aim: AimRecord
     costs: StepCosts
+    rounding: str | None = Field(
+        default=None,
+        description="why drafting may change a token where two are nearly equally likely; null: it changes none",
+    )

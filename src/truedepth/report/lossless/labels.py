@@ -76,9 +76,8 @@ def length(record: TimedRecord) -> str:
 def headline(results: LosslessResults) -> str:
     """The outcome in one sentence."""
     if results.pays:
-        return (
-            f"{results.model.name} decodes {results.best.speedup:.2f} times as fast with a draft, and writes the same."
-        )
+        same = "the same" if results.rounding is None else "the same up to rounding"
+        return f"{results.model.name} decodes {results.best.speedup:.2f} times as fast with a draft, and writes {same}."
     return f"No draft pays for {results.model.name} on this machine."
 
 
@@ -95,6 +94,13 @@ def finding(results: LosslessResults) -> str:
         f"Plain decoding stays fastest. The best draft is {description(best.draft)}: in timing it came to "
         f"{times(best.speedup)} ({spread}). {agreement(results)}"
     )
+
+
+def exactness(results: LosslessResults) -> str:
+    """Whether drafting may change a token, where one drafts."""
+    if results.rounding is None or not results.pays:
+        return ""
+    return f"Where two tokens are nearly equally likely, either may be written: {results.rounding}."
 
 
 def accepted(record: TimedRecord) -> str:

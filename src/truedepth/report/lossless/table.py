@@ -25,7 +25,7 @@ def lossless_table(results: LosslessResults) -> RenderableType:
     table.add_row("no draft", "", "", "", "", "", f"~{number(plain)}", times(1.0))
     for row in labels.rows(results)[:_MOST_ROWS]:
         table.add_row(*_cells(row, plain), style="bold green" if row.is_best and results.pays else "")
-    parts = (labels.finding(results), labels.advice(results))
+    parts = (labels.finding(results), labels.exactness(results), labels.advice(results))
     return Group(
         Text(labels.headline(results), "bold"),
         Text(" ".join(part for part in parts if part)),
