@@ -100,3 +100,17 @@ def test_the_head_that_comes_with_it(loaded: LoadedModel, engine: Engine) -> Non
     assert [result.token_ids for result in drafted] == [result.token_ids for result in plain]
     first = sum(result.acceptance_by_position[0] for result in drafted) / len(drafted)
     assert first > 0.3
+
+
+def test_in_bfloat16_no_draft_changes_a_token(requests: list[Request]) -> None:
+    """Texts long enough that numbers of another rounding would show."""
+    half = load("smollm2-135m", dtype="bfloat16")
+    longer = [Request(request.prompt_ids, 2 * NEW, ignore_end=True) for request in requests]
+    with Engine(half.model, half.tokenizer) as engine:
+        assert engine.rounding is None
+        plain = [result.token_ids for result in engine.generate(longer)]
+        for draft in (engine.default_draft(), *(engine.draft(read_plan(text, 30)) for text in DRAFTS[:2])):
+            drafted = engine.generate(longer, drafts=[draft], policy=FixedPolicy(3))
+            assert [result.token_ids for result in drafted] == plain
+        alone = engine.generate(longer[:1], drafts=[engine.default_draft()], policy=FixedPolicy(5))
+        assert alone[0].token_ids == plain[0]
