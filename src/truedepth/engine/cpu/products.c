@@ -52,17 +52,20 @@ INLINED void tile(type of, size_t rows, const product_work *work, size_t row_fro
     const pair *restrict pairs = (const pair *)work->x + row_from * steps;
     const uint32_t *restrict weight = (const uint32_t *)work->weight + p * PANEL * steps;
     lane sums[ROWS][LANES] = {{{0}}};
-    for (size_t k = 0; k < steps; k++)
+    for (size_t k = 0; k < steps; k++) {
+        lane_bits weights[LANES];
 #pragma GCC unroll 12
-        for (size_t at = 0; at < LANES; at++) {
-            const lane_bits weights = *(const lane_bits *)(weight + k * PANEL + at * LANE);
+        for (size_t at = 0; at < LANES; at++) weights[at] = *(const lane_bits *)(weight + k * PANEL + at * LANE);
+        /* Rows outside, so that one number of x is in a register at a time. */
 #pragma GCC unroll 12
-            for (size_t row = 0; row < rows; row++)
+        for (size_t row = 0; row < rows; row++)
+#pragma GCC unroll 12
+            for (size_t at = 0; at < LANES; at++)
                 if (of == FLOAT32)
-                    sums[row][at] += x[row * steps + k] * (lane)weights;
+                    sums[row][at] += x[row * steps + k] * (lane)weights[at];
                 else
-                    ADD_PAIR(sums[row][at], pairs, row * steps + k, weights);
-        }
+                    ADD_PAIR(sums[row][at], pairs, row * steps + k, weights[at]);
+    }
 #pragma GCC unroll 12
     for (size_t at = 0; at < LANES; at++) {
         const lane added = work->bias ? load(of, work->bias, p * PANEL + at * LANE) : (lane){0};
