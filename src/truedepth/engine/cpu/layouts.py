@@ -69,21 +69,21 @@ class Panels:
         if rows or self._odd:
             weight = nn.functional.pad(weight, (0, self._odd, 0, rows))
         panels = weight.reshape(-1, panel, weight.shape[1] // paired, paired).transpose(1, 2)
-        self._weight = _in_huge_pages(panels)  # (P, K / n, panel, n)
+        self.panels = _in_huge_pages(panels)  # (P, K / n, panel, n)
         self._bias = None if bias is None else nn.functional.pad(bias, (0, rows)).contiguous()
 
     def product(self, hidden: Tensor) -> Tensor:
         if self._odd:
             hidden = nn.functional.pad(hidden, (0, self._odd))
-        output = self._kernels.product(hidden, self._weight, self._bias)  # (..., P * panel)
+        output = self._kernels.product(hidden, self.panels, self._bias)  # (..., P * panel)
         return output if output.shape[-1] == self._count else output[..., : self._count]
 
     def rows(self, ids: Tensor) -> Tensor:
         panel = self._kernels.panel
-        return self._weight[ids // panel, :, ids % panel].flatten(1)[:, : self._size]
+        return self.panels[ids // panel, :, ids % panel].flatten(1)[:, : self._size]
 
     def dense(self) -> Tensor:
-        rows = self._weight.transpose(1, 2).reshape(-1, self._size + self._odd)  # (P * panel, K)
+        rows = self.panels.transpose(1, 2).reshape(-1, self._size + self._odd)  # (P * panel, K)
         return rows[: self._count, : self._size].clone(memory_format=torch.contiguous_format)
 
 
