@@ -1,0 +1,120 @@
+"""What PEFT has put on a model, for those who run its layers without its own forward.
+
+Most kinds of adapters stand inside of the decoder layers and act whoever calls those. Others act in the forward around
+them: as virtual tokens before the prompt, say, or by a first pass that weighs adapters. Leaving them out would give the
+tokens of another model, so only the kinds that are known to act inside are taken, and all others are refused by name.
+
+PEFT need not be installed: where it is not imported, no model has anything of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from truedepth.errors import UnsupportedModelError
+
+IN_LAYERS = frozenset(
+    "ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING "
+    "LOHA LOKR LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA "
+    "VBLORA VERA WAVEFT".split()
+)
+"""The kinds, as PEFT names their types, that act inside of a model's layers and embedding, on each token alike."""
+
+_TUNERS = "peft.tuners."
+
+
+def unwrapped(model: nn.Module) -> Any:
+    """The `transformers` model inside of PEFT's wrappers, or the model itself."""
+    return list(_wrappers(model))[-1]
+
+
+def require_in_layers(model: nn.Module) -> None:
+    """Refuse a model with an active adapter, or with a hook, that acts outside of its layers.
+
+    Args:
+        model: bare or wrapped by PEFT.
+
+    Raises:
+        UnsupportedModelError: with the kind of the adapter.
+    """
+    wrappers = list(_wrappers(model))
+    core: Any = wrappers.pop()
+    wrappers.append(getattr(vars(core).get("prepare_inputs_for_generation"), "__self__", core))  # inside of generate
+    kinds = {kind for wrapper in wrappers for kind in _kinds_of_wrapper(wrapper)}
+    for module in core.modules():
+        kinds |= set(_kinds_of_module(module))
+    if outside := sorted(kinds - IN_LAYERS):
+        raise UnsupportedModelError(
+            f"the model has an adapter of kind {', '.join(outside)}, which acts outside of the decoder layers (or is "
+            "not known to act inside) and would be left out; use the PEFT model's own generate, or, to go without the "
+            "adapter, do this inside of 'with model.disable_adapter():'"
+        )
+    if any(_of_peft(hook) for module in core.modules() for hook in module._forward_pre_hooks.values()):
+        raise UnsupportedModelError(
+            "adapters are chosen for each row of a batch (adapter_names or the like), and rows here come and go; leave "
+            "that out, and generate for one adapter at a time after model.set_adapter(name)"
+        )
+    for module in (core, getattr(core, core.base_model_prefix, core)):
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedModelError(
+                f"there are forward hooks on the {type(module).__name__}, which is not called as a whole here, so that "
+                "they would do nothing; remove them, or use the model's own generate"
+            )
+
+
+def calls_its_linears(module: nn.Module) -> bool:
+    """Whether a module calls the linear modules inside of it, rather than reading their weights.
+
+    False for all that PEFT puts in a layer, but for plain LoRA.
+    """
+    kind = type(module)
+    return not kind.__module__.startswith(_TUNERS) or (
+        (kind.__module__, kind.__name__) == (f"{_TUNERS}lora.layer", "Linear")
+        and not module.lora_variant
+        and "forward" not in vars(module)
+    )
+
+
+def has_adapters(module: nn.Module) -> bool:
+    """Whether PEFT has put something on a module or on parts of it."""
+    return any(type(part).__module__.startswith("peft.") for part in module.modules())
+
+
+def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
+    """A model, what it wraps, and so on, down to the `transformers` model."""
+    yield model
+    tuners = sys.modules.get("peft.tuners.tuners_utils")
+    if tuners is not None and isinstance(model, tuners.BaseTuner):
+        yield from _wrappers(model.model)
+    elif (unwrap := getattr(model, "get_base_model", None)) is not None:
+        yield from _wrappers(unwrap())
+
+
+def _kinds_of_wrapper(wrapper: Any) -> Iterator[str]:
+    """Of a `PeftModel`, the kinds of its adapters."""
+    if type(wrapper).__module__.startswith("peft.") and not getattr(wrapper, "_adapters_disabled", False):
+        for config in wrapper.peft_config.values():
+            yield str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _kinds_of_module(module: Any) -> Iterator[str]:
+    """Of a module that PEFT has put in, and that is not switched off, the kinds whose code it runs."""
+    if getattr(module, "disable_adapters", False):
+        return
+    for code in (type(module), vars(module).get("forward")):
+        path = getattr(code, "__module__", None) or ""
+        if path.startswith(_TUNERS) and path.count(".") > 2:  # peft.tuners.lora.layer
+            yield path.split(".")[2].upper()
+    for variant in getattr(module, "lora_variant", {}).values():
+        if type(variant).__name__.startswith("ALora"):
+            yield "activated LoRA (aLoRA)"
+
+
+def _of_peft(hook: Any) -> bool:
+    code = hook.func if isinstance(hook, partial) else hook
+    return str(getattr(code, "__module__", "")).startswith("peft.")
