@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import truedepth
 from truedepth import Request
@@ -133,3 +134,154 @@ def test_other_kinds_are_refused_by_name(kind: str, small: Any, tmp_path: Any) -
     others = {"task_ids": torch.tensor([0, 1])} if kind in ("POLY", "MULTITASK_PROMPT_TUNING") else {}
     with refused:
         generated(model, custom_generate=truedepth.speculate("exit:2"), **others)
+
+
+def lora(**options: Any) -> Any:
+    return peft.LoraConfig(**{"r": 4, "task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"], **options})
+
+
+LORAS: dict[str, dict[str, Any]] = {
+    "DoRA": {"use_dora": True},
+    "DoRA on all linear layers": {"use_dora": True, "target_modules": "all-linear"},
+    "rank-stabilised": {"use_rslora": True, "target_modules": "all-linear"},
+    "biases": {"bias": "all", "lora_bias": True},
+    "a layer trained as a whole": {"modules_to_save": ["k_proj", "gate_proj"]},
+    "the head trained as a whole": {"modules_to_save": ["lm_head"]},
+    "the embedding trained as a whole": {"modules_to_save": ["embed_tokens"]},
+    "on the head": {"target_modules": ["q_proj", "lm_head"]},
+    "DoRA on the head": {"target_modules": ["q_proj", "lm_head"], "use_dora": True},
+    "on the embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "DoRA on the embedding": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+    "some tokens": {"trainable_token_indices": [5, 9, 13]},
+    "a norm": {"modules_to_save": ["input_layernorm", "norm"]},
+    "one layer": {"layers_to_transform": [2]},
+    "a parameter": {"target_modules": [], "target_parameters": ["q_proj.weight", "down_proj.weight"]},
+    "a norm's parameter": {"target_modules": ["v_proj"], "target_parameters": ["gate_proj.weight"]},
+    "repeated layers": {"layer_replication": [[0, 2], [1, 3]]},
+}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("way", LORAS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of PEFT, about ties
+def test_ways_of_lora(way: str, tied: bool, small: Any) -> None:
+    made = small(tie_word_embeddings=tied, attention_bias=way == "biases", mlp_bias=way == "biases")
+    check(adapted(made, lora(**LORAS[way])), plain=generated(small()))
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], []], ids=["and a layer", "alone"])
+def test_experts(targets: list[str], small: Any) -> None:
+    config = lora(target_modules=targets, target_parameters=["experts.gate_up_proj", "experts.down_proj"])
+    check(adapted(small("qwen3_moe"), config), plain=generated(small("qwen3_moe")))
+
+
+def test_activated_lora_is_refused(small: Any) -> None:
+    """It acts on the tokens after some others only."""
+    model = adapted(small(), lora(alora_invocation_tokens=[13, 40]))
+    with pytest.raises(UnsupportedModelError, match="activated LoRA"):
+        Engine(model)
+    with pytest.raises(UnsupportedModelError, match="activated LoRA"):
+        generated(model, custom_generate=truedepth.speculate())
+
+
+def test_the_model_inside_and_other_wrappers(small: Any) -> None:
+    """PEFT's model and its parts, a mixed model, an adapter of transformers' own, and one on top of another."""
+    expected = generated(adapted(small(), lora(use_dora=True)))
+    model = adapted(small(), lora(use_dora=True))
+    for given in (model, model.base_model, model.get_base_model()):
+        with Engine(given) as engine:
+            assert decoded(engine) == expected
+    mixed = peft.get_peft_model(small(), config_of("LOHA"), mixed=True)
+    mixed.add_adapter("other", lora())
+    mixed.set_adapter(["default", "other"])
+    shaken(mixed)
+    native = small()
+    native.add_adapter(lora(use_dora=True))
+    for made in (mixed, shaken(native)):
+        expected = generated(made)
+        assert expected != generated(small())
+        with Engine(made) as engine:
+            assert decoded(engine) == expected
+    with pytest.raises(UnsupportedModelError, match="PROMPT_TUNING"):
+        Engine(peft.get_peft_model(model, config_of("PROMPT_TUNING")))
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+def test_adapters_may_be_changed_while_the_engine_is_open(dora: bool, small: Any) -> None:
+    """Switched, several at once, disabled, removed, and one more put on."""
+
+    def made() -> Any:
+        model = adapted(small(), lora())
+        model.add_adapter("other", lora(use_dora=dora, target_modules=["q_proj", "up_proj"]))
+        model.set_adapter("other")
+        return shaken(model, 0.7)
+
+    def changes(model: Any) -> Iterator[str]:
+        yield "as it was"
+        model.base_model.set_adapter(["default", "other"])
+        yield "both"
+        with model.disable_adapter():
+            yield "disabled"
+        model.delete_adapter("other")
+        model.set_adapter("default")
+        yield "the first"
+        torch.manual_seed(0)
+        model.add_adapter("third", lora(use_dora=dora, target_modules=["k_proj", "lm_head"]))
+        model.set_adapter("third")
+        shaken(model)
+        yield "one that came later"
+
+    model = made()
+    expected = {change: generated(model) for change in changes(model)}
+    assert len({str(tokens) for tokens in expected.values()}) == 5
+    model = made()
+    before = {name: held.clone() for name, held in model.named_parameters() if "layers.1.mlp.up_proj.base" in name}
+    with Engine(model) as engine:
+        for change in changes(model):
+            assert decoded(engine) == expected[change], change
+            assert generated(model) == expected[change], change
+    after = dict(model.named_parameters())
+    assert before and all(after[name].equal(held) for name, held in before.items())
+
+
+def test_merging_waits_until_the_engine_is_closed(small: Any) -> None:
+    model, ids = adapted(small(), lora()), torch.tensor([PROMPTS[0]])
+    expected, before = generated(model), model(ids).logits
+    with Engine(model) as engine:
+        with pytest.raises(TruedepthError, match="close its Engine before changing"):
+            model.merge_adapter()
+        assert decoded(engine) == expected
+    assert model(ids).logits.equal(before)
+    check(model.merge_and_unload(), plain=generated(small()))
+
+
+def test_adapters_by_row_are_refused(small: Any) -> None:
+    for opened in (False, True):
+        model = adapted(small(), lora())
+        model.add_adapter("other", lora())
+        with contextlib.ExitStack() as stack:
+            engine = stack.enter_context(Engine(model)) if opened else None
+            method = truedepth.speculate("exit:2", engine=engine)
+            with pytest.raises(UnsupportedModelError, match="adapter_names.*set_adapter"):
+                generated(model, adapter_names=["default", "other"], custom_generate=method)
+
+
+def test_a_disabled_adapter_is_none(small: Any) -> None:
+    """Also of the kinds that cannot be taken; once it is back, the open engine says so."""
+    expected = generated(small())
+    for kind in ("PROMPT_TUNING", "PREFIX_TUNING", "LILY"):
+        model = adapted(small(), config_of(kind))
+        with model.disable_adapter():
+            assert generated(model.get_base_model(), custom_generate=truedepth.speculate("exit:2")) == expected
+            engine = Engine(model)
+            assert decoded(engine) == expected
+        with engine, pytest.raises(UnsupportedModelError, match=kind):
+            decoded(engine)
+
+
+@pytest.mark.parametrize("form", ["lp", "par"])
+@pytest.mark.parametrize("kind", ["LORA", "LOHA", "ADAPTION_PROMPT", "LN_TUNING"])
+def test_plans(kind: str, form: Any, small: Any) -> None:
+    """Layers left out and side by side, whose tokens are those of the model under the plan."""
+    plan = truedepth.DepthPlan.parse("0 (1|2)", num_layers=4, form=form)
+    check(truedepth.apply(adapted(small(), config_of(kind)), plan), plain=generated(truedepth.apply(small(), plan)))

@@ -1,15 +1,15 @@
 """What PEFT has put on a model, for those who run its layers without its own forward.
 
-Most kinds of adapters stand inside of the decoder layers and act whoever calls those. Others act in the forward around
-them: as virtual tokens before the prompt, say, or by a first pass that weighs adapters. Leaving them out would give the
-tokens of another model, so only the kinds that are known to act inside are taken, and all others are refused by name.
+Most kinds of adapters stand inside of the decoder layers and change what those do with a token, whoever calls them.
+Others act in the forward around them, as virtual tokens before the prompt, say, or by a first pass that weighs adapters;
+and some on all tokens of a call together, which batches and drafts would change. The tokens would be another model's,
+so only the kinds that are known to be of the first sort are taken, and all others are refused by name.
 
-PEFT need not be installed: where it is not imported, no model has anything of it.
+What is PEFT's is told by where its classes come from: it need not be installed.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from truedepth.errors import UnsupportedModelError
 
 IN_LAYERS = frozenset(
-    "ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LILY LN_TUNING "
+    "ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING "
     "LOHA LOKR LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA "
     "VBLORA VERA WAVEFT".split()
 )
@@ -34,7 +34,7 @@ def unwrapped(model: nn.Module) -> Any:
 
 
 def require_in_layers(model: nn.Module) -> None:
-    """Refuse a model with an active adapter, or with a hook, that acts outside of its layers.
+    """Refuse a model with an active adapter, or with a hook, that does more than change what layers do with a token.
 
     Args:
         model: bare or wrapped by PEFT.
@@ -50,9 +50,9 @@ def require_in_layers(model: nn.Module) -> None:
         kinds |= set(_kinds_of_module(module))
     if outside := sorted(kinds - IN_LAYERS):
         raise UnsupportedModelError(
-            f"the model has an adapter of kind {', '.join(outside)}, which acts outside of the decoder layers (or is "
-            "not known to act inside) and would be left out; use the PEFT model's own generate, or, to go without the "
-            "adapter, do this inside of 'with model.disable_adapter():'"
+            f"the model has an adapter of kind {', '.join(outside)}, which is not known to act inside of the decoder "
+            "layers and on each token by itself; the tokens would be wrong here. Use the PEFT model's own generate, or, "
+            "to go without the adapter, do this inside of 'with model.disable_adapter():'"
         )
     if any(_of_peft(hook) for module in core.modules() for hook in module._forward_pre_hooks.values()):
         raise UnsupportedModelError(
@@ -67,37 +67,33 @@ def require_in_layers(model: nn.Module) -> None:
             )
 
 
-def calls_its_linears(module: nn.Module) -> bool:
+def calls_its_linears(module: Any) -> bool:
     """Whether a module calls the linear modules inside of it, rather than reading their weights.
 
     False for all that PEFT puts in a layer, but for plain LoRA.
     """
-    kind = type(module)
-    return not kind.__module__.startswith(_TUNERS) or (
-        (kind.__module__, kind.__name__) == (f"{_TUNERS}lora.layer", "Linear")
-        and not module.lora_variant
-        and "forward" not in vars(module)
-    )
+    if not _is_of(_TUNERS, module):
+        return True
+    plain_lora = type(module).__module__ == f"{_TUNERS}lora.layer" and type(module).__name__ == "Linear"
+    return plain_lora and not module.lora_variant and "forward" not in vars(module)
 
 
 def has_adapters(module: nn.Module) -> bool:
     """Whether PEFT has put something on a module or on parts of it."""
-    return any(type(part).__module__.startswith("peft.") for part in module.modules())
+    return any(_is_of("peft.", part) for part in module.modules())
 
 
 def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """A model, what it wraps, and so on, down to the `transformers` model."""
     yield model
-    tuners = sys.modules.get("peft.tuners.tuners_utils")
-    if tuners is not None and isinstance(model, tuners.BaseTuner):
-        yield from _wrappers(model.model)
-    elif (unwrap := getattr(model, "get_base_model", None)) is not None:
-        yield from _wrappers(unwrap())
+    if _is_of("peft.", model):  # a PeftModel has its tuner or the model as its base_model, a tuner the model as its model
+        inner: Any = model if _is_of(_TUNERS, model) else model.base_model
+        yield from _wrappers(inner.model if _is_of(_TUNERS, inner) else inner)
 
 
 def _kinds_of_wrapper(wrapper: Any) -> Iterator[str]:
     """Of a `PeftModel`, the kinds of its adapters."""
-    if type(wrapper).__module__.startswith("peft.") and not getattr(wrapper, "_adapters_disabled", False):
+    if _is_of("peft.", wrapper) and not getattr(wrapper, "_adapters_disabled", False):
         for config in wrapper.peft_config.values():
             yield str(getattr(config.peft_type, "value", config.peft_type))
 
@@ -113,6 +109,11 @@ def _kinds_of_module(module: Any) -> Iterator[str]:
     for variant in getattr(module, "lora_variant", {}).values():
         if type(variant).__name__.startswith("ALora"):
             yield "activated LoRA (aLoRA)"
+
+
+def _is_of(package: str, module: nn.Module) -> bool:
+    """Whether a module is of a class from a package, or derived from one."""
+    return any(base.__module__.startswith(package) for base in type(module).__mro__)
 
 
 def _of_peft(hook: Any) -> bool:
