@@ -13,8 +13,12 @@ from torch import Tensor
 
 import truedepth
 from truedepth import Request
+from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.errors import TruedepthError, UnsupportedModelError
+from truedepth.evaluation.calibration import calibrate
+from truedepth.evaluation.quality import compare_quality
+from truedepth.measuring.speed import compare
 from truedepth.models.adapters import IN_LAYERS
 
 peft = pytest.importorskip("peft")
@@ -37,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "PROMPT_TUNING": {"num_virtual_tokens": 4},
     "P_TUNING": {"num_virtual_tokens": 4, "encoder_hidden_size": 16},
     "ROAD": {"group_size": 8},
+    "SHADOW": {"target_modules": None},
     "TRAINABLE_TOKENS": {"token_indices": [5, 9, 13], "target_modules": ["embed_tokens"]},
     "VBLORA": {"num_vectors": 8, "vector_length": 4, "target_modules": ["q_proj", "o_proj"]},
     "WAVEFT": {"n_frequency": 40},
@@ -262,7 +267,7 @@ def test_adapters_by_row_are_refused(small: Any) -> None:
         with contextlib.ExitStack() as stack:
             engine = stack.enter_context(Engine(model)) if opened else None
             method = truedepth.speculate("exit:2", engine=engine)
-            with pytest.raises(UnsupportedModelError, match="adapter_names.*set_adapter"):
+            with pytest.raises(UnsupportedModelError, match=r"adapter_names.*set_adapter"):
                 generated(model, adapter_names=["default", "other"], custom_generate=method)
 
 
@@ -285,3 +290,40 @@ def test_plans(kind: str, form: Any, small: Any) -> None:
     """Layers left out and side by side, whose tokens are those of the model under the plan."""
     plan = truedepth.DepthPlan.parse("0 (1|2)", num_layers=4, form=form)
     check(truedepth.apply(adapted(small(), config_of(kind)), plan), plain=generated(truedepth.apply(small(), plan)))
+
+
+def test_plans_on_layers_that_an_adapter_stands_around_are_refused(small: Any) -> None:
+    model = peft.get_peft_model(small(), config_of("SHADOW"))
+    with pytest.raises(UnsupportedModelError, match="SHADOW stands around the decoder layers"):
+        truedepth.apply(model, truedepth.DepthPlan.parse("0 (1|2)", num_layers=4))
+
+
+@pytest.mark.parametrize("way", ["on the head", "DoRA on the head", "the head trained as a whole", "on the embedding"])
+def test_draft_vocabularies(way: str, small: Any) -> None:
+    model = adapted(small(tie_word_embeddings=way == "on the embedding"), lora(**LORAS[way]))
+    vocabulary = DraftVocabulary(torch.arange(0, 64, 2), "", 0.5)
+    expected = generated(model)
+    with Engine(model) as engine:
+        draft = engine.draft(truedepth.DepthPlan.parse("0-2", num_layers=4), vocabulary=vocabulary)
+        assert decoded(engine, drafts=[draft]) == expected
+
+
+def test_measuring_a_model_with_virtual_tokens_is_refused(small: Any) -> None:
+    """Its own forward would add them at every step; other kinds are measured with the adapter."""
+    windows, plans = torch.randint(3, 64, (1, 80)), {"full": truedepth.DepthPlan.full(4)}
+    model = peft.get_peft_model(small(), config_of("PREFIX_TUNING"))
+    for measured in (
+        lambda: compare(model, plans, prompt_tokens=4, new_tokens=2),
+        lambda: compare_quality(model, plans, windows),
+        lambda: calibrate(model, windows),
+    ):
+        with pytest.raises(UnsupportedModelError, match="PREFIX_TUNING"):
+            measured()
+    for kind in ("LORA", "HRA"):
+        model = adapted(small(), config_of(kind))
+        merged = adapted(small(), config_of(kind)).merge_and_unload()
+        found, wanted = (compare_quality(made, plans, windows)["full"].perplexity for made in (model, merged))
+        assert found == pytest.approx(wanted, rel=1e-3)
+        others = [truedepth.DepthPlan.parse("0 (1|2) 3", num_layers=4)]
+        found, wanted = (calibrate(made, windows).losses(others)[0] for made in (model, merged))
+        assert found == pytest.approx(wanted, rel=1e-3)

@@ -1,16 +1,16 @@
 """What PEFT has put on a model, for those who run its layers without its own forward.
 
 Most kinds of adapters stand inside of the decoder layers and change what those do with a token, whoever calls them.
-Others act in the forward around them, as virtual tokens before the prompt, say, or by a first pass that weighs adapters;
-and some on all tokens of a call together, which batches and drafts would change. The tokens would be another model's,
-so only the kinds that are known to be of the first sort are taken, and all others are refused by name.
+Others act in the forward around them, as virtual tokens before the prompt, say, or by a first pass that weighs
+adapters; and some on all tokens of a call together, which batches and drafts would change. The tokens would be another
+model's, so only the kinds that are known to be of the first sort are taken, and all others are refused by name.
 
 What is PEFT's is told by where its classes come from: it need not be installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,12 @@ from torch import nn
 
 from truedepth.errors import UnsupportedModelError
 
-IN_LAYERS = frozenset(
-    "ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING "
-    "LOHA LOKR LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA "
-    "VBLORA VERA WAVEFT".split()
-)
+_IN_LAYERS = """
+    ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA
+    LOKR LORA MISS OFT OSF PEANUT PSOFT PVERA RANDLORA ROAD SHIRA SUPERTUNING TINYLORA TRAINABLE_TOKENS UNILORA VBLORA
+    VERA WAVEFT
+"""
+IN_LAYERS = frozenset(_IN_LAYERS.split())
 """The kinds, as PEFT names their types, that act inside of a model's layers and embedding, on each token alike."""
 
 _TUNERS = "peft.tuners."
@@ -45,14 +46,14 @@ def require_in_layers(model: nn.Module) -> None:
     wrappers = list(_wrappers(model))
     core: Any = wrappers.pop()
     wrappers.append(getattr(vars(core).get("prepare_inputs_for_generation"), "__self__", core))  # inside of generate
-    kinds = {kind for wrapper in wrappers for kind in _kinds_of_wrapper(wrapper)}
+    kinds = {_kind_of(config) for wrapper in wrappers for config in _configs(wrapper)}
     for module in core.modules():
         kinds |= set(_kinds_of_module(module))
     if outside := sorted(kinds - IN_LAYERS):
         raise UnsupportedModelError(
             f"the model has an adapter of kind {', '.join(outside)}, which is not known to act inside of the decoder "
-            "layers and on each token by itself; the tokens would be wrong here. Use the PEFT model's own generate, or, "
-            "to go without the adapter, do this inside of 'with model.disable_adapter():'"
+            "layers and on each token by itself; the tokens would be wrong here. Use the PEFT model's own generate, "
+            "or, to go without the adapter, do this inside of 'with model.disable_adapter():'"
         )
     if any(_of_peft(hook) for module in core.modules() for hook in module._forward_pre_hooks.values()):
         raise UnsupportedModelError(
@@ -64,6 +65,36 @@ def require_in_layers(model: nn.Module) -> None:
             raise UnsupportedModelError(
                 f"there are forward hooks on the {type(module).__name__}, which is not called as a whole here, so that "
                 "they would do nothing; remove them, or use the model's own generate"
+            )
+
+
+def require_no_virtual_tokens(model: nn.Module) -> None:
+    """Refuse a model of PEFT whose own forward puts virtual tokens before the tokens of each call, not of each prompt.
+
+    Raises:
+        UnsupportedModelError: with the kind of the adapter.
+    """
+    for wrapper in _wrappers(model):
+        for config in _configs(wrapper):
+            if config.is_prompt_learning:
+                raise UnsupportedModelError(
+                    f"the model has an adapter of kind {_kind_of(config)}, which adds virtual tokens at every call, "
+                    "and so at every step of decoding; give the model without it, or do this inside of 'with "
+                    "model.disable_adapter():'"
+                )
+
+
+def require_plain_layers(layers: Sequence[nn.Module]) -> None:
+    """Refuse decoder layers that have each become a part of an adapter.
+
+    Raises:
+        UnsupportedModelError: with the kind of the adapter.
+    """
+    for layer in layers:
+        if kinds := set(_kinds_of_module(layer)):
+            raise UnsupportedModelError(
+                f"an adapter of kind {', '.join(sorted(kinds))} stands around the decoder layers and passes on more "
+                "than hidden states; put the plan on a model without it"
             )
 
 
@@ -86,16 +117,21 @@ def has_adapters(module: nn.Module) -> bool:
 def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """A model, what it wraps, and so on, down to the `transformers` model."""
     yield model
-    if _is_of("peft.", model):  # a PeftModel has its tuner or the model as its base_model, a tuner the model as its model
+    if _is_of(
+        "peft.", model
+    ):  # a PeftModel has its tuner or the model as its base_model, a tuner the model as its model
         inner: Any = model if _is_of(_TUNERS, model) else model.base_model
         yield from _wrappers(inner.model if _is_of(_TUNERS, inner) else inner)
 
 
-def _kinds_of_wrapper(wrapper: Any) -> Iterator[str]:
-    """Of a `PeftModel`, the kinds of its adapters."""
+def _configs(wrapper: Any) -> Iterator[Any]:
+    """Of a `PeftModel`, the configurations of its adapters, unless they are disabled."""
     if _is_of("peft.", wrapper) and not getattr(wrapper, "_adapters_disabled", False):
-        for config in wrapper.peft_config.values():
-            yield str(getattr(config.peft_type, "value", config.peft_type))
+        yield from wrapper.peft_config.values()
+
+
+def _kind_of(config: Any) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
 
 
 def _kinds_of_module(module: Any) -> Iterator[str]:

@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
-from truedepth.models.adapters import has_adapters, unwrapped
+from truedepth.models.adapters import has_adapters, require_plain_layers, unwrapped
 from truedepth.models.fuse import mean_of
 from truedepth.models.private_transformers import is_quantized
 from truedepth.models.stages import LayerInputs, is_held, run_group
@@ -213,6 +213,7 @@ def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Modul
             f"the plan '{plan}' is for {plan.num_layers} layers, but the model has {len(layers)}; "
             "make a plan for this model"
         )
+    require_plain_layers(layers)
     for stage in plan.stages:
         if len(stage.layers) == 1:
             continue

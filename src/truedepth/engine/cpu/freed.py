@@ -92,9 +92,11 @@ def _freed(tensor: Any, dense: Dense) -> FreedParameter:
 def _writes(func: Any) -> bool:
     """Whether a function of tensors changes its first argument."""
     name: str = func.__name__
-    return name in ("__set__", "__setitem__") or (
-        name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__")
-    ) or (name.endswith("_") and not name.endswith("__"))
+    return (
+        name in ("__set__", "__setitem__")
+        or (name.startswith("__i") and name.endswith("__") and name not in ("__invert__", "__index__", "__int__"))
+        or (name.endswith("_") and not name.endswith("__"))
+    )
 
 
 def _refuse() -> NoReturn:

@@ -70,9 +70,9 @@ def _about_adapter(folder: Path) -> str:
     adapter = f"PEFT adapter of kind {settings['peft_type']}" if "peft_type" in settings else "PEFT adapter"
     return (
         f"{folder} holds a {adapter} for {base}, not a model ({ADAPTER}). In Python, load the base model by itself and "
-        f"put the adapter on it: peft.PeftModel.from_pretrained(truedepth.load(base).model, {str(folder)!r}); for other "
-        "uses, merge the two into a folder of their own with its merge_and_unload().save_pretrained(...), and save the "
-        "tokenizer there too"
+        f"put the adapter on it: peft.PeftModel.from_pretrained(truedepth.load(base).model, {str(folder)!r}). For "
+        "the command line, merge the two into a folder of their own with its merge_and_unload().save_pretrained(...), "
+        "and save the tokenizer there too"
     )
 
 
