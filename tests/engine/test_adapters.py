@@ -13,6 +13,7 @@ from torch import Tensor
 
 import truedepth
 from truedepth import Request
+from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
 from truedepth.errors import TruedepthError, UnsupportedModelError
@@ -162,6 +163,13 @@ LORAS: dict[str, dict[str, Any]] = {
     "one layer": {"layers_to_transform": [2]},
     "a parameter": {"target_modules": [], "target_parameters": ["q_proj.weight", "down_proj.weight"]},
     "a norm's parameter": {"target_modules": ["v_proj"], "target_parameters": ["gate_proj.weight"]},
+    "BD-LoRA": {"use_bdlora": peft.BdLoraConfig(target_modules_bd_a=["down_proj", "q_proj"], nblocks=2)},
+    "KaSA": {"kasa_config": peft.KasaConfig()},
+    "MiCA": {"init_lora_weights": "mica"},
+    "MonteCLoRA": {"monteclora_config": peft.MontecloraConfig()},
+    "VeLoRA": {"velora_config": peft.VeloraConfig()},
+    "PiSSA": {"init_lora_weights": "pissa"},
+    "OLoRA": {"init_lora_weights": "olora"},
     "repeated layers": {"layer_replication": [[0, 2], [1, 3]]},
 }
 
@@ -306,6 +314,30 @@ def test_draft_vocabularies(way: str, small: Any) -> None:
     with Engine(model) as engine:
         draft = engine.draft(truedepth.DepthPlan.parse("0-2", num_layers=4), vocabulary=vocabulary)
         assert decoded(engine, drafts=[draft]) == expected
+
+
+def test_arrow(small: Any, tmp_path: Any) -> None:
+    """It routes each token to some of several adapters."""
+    for index in (0, 1, 2):
+        made = peft.get_peft_model(small(), lora(target_modules=["q_proj", "v_proj"]))
+        torch.manual_seed(index)
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.data = torch.randn_like(parameter)
+        made.save_pretrained(tmp_path / str(index))
+    paths = [str(tmp_path / str(index)) for index in (0, 1, 2)]
+    config = peft.ArrowConfig(top_k=1, rng_seed=0)
+    check(peft.create_arrow_model(small(), paths, config).eval(), plain=generated(small()))
+
+
+def test_trained_heads(small: Any) -> None:
+    """A head that was made for the model without an adapter drafts worse, but changes no token."""
+    head = ExitHead.fresh(small(), truedepth.DepthPlan.parse("0-1", num_layers=4))
+    for config in (lora(), config_of("LOHA"), lora(**LORAS["DoRA on the head"])):
+        model = adapted(small(), config)
+        expected = generated(model)
+        with Engine(model) as engine:
+            assert decoded(engine, drafts=[engine.draft_of(head)]) == expected
 
 
 def test_measuring_a_model_with_virtual_tokens_is_refused(small: Any) -> None:

@@ -109,6 +109,16 @@ def calls_its_linears(module: Any) -> bool:
     return plain_lora and not module.lora_variant and "forward" not in vars(module)
 
 
+def modules_as_they_came(module: nn.Module) -> Iterator[nn.Module]:
+    """A module and all inside of it, but for what adapters have added."""
+    if _is_of(_TUNERS, module) and isinstance(base := getattr(module, "base_layer", None), nn.Module):
+        yield from modules_as_they_came(base)
+        return
+    yield module
+    for child in module.children():
+        yield from modules_as_they_came(child)
+
+
 def has_adapters(module: nn.Module) -> bool:
     """Whether PEFT has put something on a module or on parts of it."""
     return any(_is_of("peft.", part) for part in module.modules())

@@ -2,7 +2,7 @@
 
 While a model is packed, each weight exists in its layout only; `unpack` puts the same numbers back. Projections of the
 same input (q, k and v; gate and up) are one product: the first of them to be called computes all. No number changes but
-by rounding.
+by rounding. A module whose weight something else may change or read, such as an adapter around it, stays as it is.
 """
 
 from __future__ import annotations
