@@ -243,10 +243,15 @@ def test_adapters_may_be_changed_while_the_engine_is_open(dora: bool, small: Any
         model.set_adapter("third")
         shaken(model)
         yield "one that came later"
+        torch.manual_seed(0)
+        model.add_adapter("fourth", lora(target_modules=["up_proj"], target_parameters=["v_proj.weight"]))
+        model.base_model.set_adapter(["third", "fourth"])
+        shaken(model)
+        yield "on parameters"
 
     model = made()
     expected = {change: generated(model) for change in changes(model)}
-    assert len({str(tokens) for tokens in expected.values()}) == 5
+    assert len({str(tokens) for tokens in expected.values()}) == 6
     model = made()
     before = {name: held.clone() for name, held in model.named_parameters() if "layers.1.mlp.up_proj.base" in name}
     with Engine(model) as engine:

@@ -114,6 +114,35 @@ def test_tokens_and_weights(way: str, tied: bool, tiny_model: Any, token_ids: An
         assert model(ids).logits.equal(before)
 
 
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith(("a hook", "spectral"))])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_changes_while_an_engine_is_open(way: str, tied: bool, tiny_model: Any, asked: Any, generated: Any) -> None:
+    """From the next call on, the engine writes what the changed model writes; what has come stays afterwards."""
+    model, twin = (tiny_model("llama", num_hidden_layers=3, tie_word_embeddings=tied) for _ in range(2))
+    with Engine(model) as engine:
+        assert tokens(engine.generate(asked(6))) == generated(twin, asked(6))
+        WAYS[way](model)
+        WAYS[way](twin)
+        assert tokens(engine.generate(asked(6))) == generated(twin, asked(6))
+    assert generated(model, asked(6)) == generated(twin, asked(6))
+
+
+@pytest.mark.parametrize("where", ["", "model.layers.1.mlp"])
+@torch.no_grad()
+def test_compiled_code_finds_its_weights(
+    where: str, tiny_model: Any, token_ids: Any, asked: Any, generated: Any
+) -> None:
+    model, ids = tiny_model("llama", num_hidden_layers=2), token_ids(1, 8)
+    expected = generated(model, asked(6))
+    model.get_submodule(where).compile(backend="eager")
+    logits = model(ids).logits
+    with Engine(model) as engine:
+        assert tokens(engine.generate(asked(6))) == expected
+        torch.testing.assert_close(model(ids).logits, logits, atol=1e-4, rtol=1e-4)
+    assert model(ids).logits.equal(logits)
+
+
 def test_packed_weights_can_be_read_and_nothing_else(tiny_model: Any) -> None:
     model = tiny_model("llama", tie_word_embeddings=True)
     names = ["model.layers.1.self_attn.v_proj.weight", "model.layers.1.self_attn.o_proj.weight", "lm_head.weight"]

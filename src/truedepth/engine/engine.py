@@ -161,6 +161,7 @@ class Engine:
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
         require_in_layers(self._given)
+        self.runner.refresh()
         samplers = samplers or [LogitsSampler.of(sequence.request.sampling_params) for sequence in sequences]
         if policy is None or not drafts:
             policy = self._policy(tuple(drafts))

@@ -10,8 +10,8 @@ What is PEFT's is told by where its classes come from: it need not be installed.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -146,22 +146,26 @@ def _kind_of(config: Any) -> str:
 
 def _kinds_of_module(module: Any) -> Iterator[str]:
     """Of a module that PEFT has put in, and that is not switched off, the kinds whose code it runs."""
-    if getattr(module, "disable_adapters", False):
+    if not _is_of(_TUNERS, module) or getattr(module, "disable_adapters", False):
         return
     for code in (type(module), vars(module).get("forward")):
         path = getattr(code, "__module__", None) or ""
         if path.startswith(_TUNERS) and path.count(".") > 2:  # peft.tuners.lora.layer
             yield path.split(".")[2].upper()
-    for variant in getattr(module, "lora_variant", {}).values():
-        if type(variant).__name__.startswith("ALora"):
-            yield "activated LoRA (aLoRA)"
+    if any(type(variant).__name__.startswith("ALora") for variant in getattr(module, "lora_variant", {}).values()):
+        yield "activated LoRA (aLoRA)"
 
 
 def _is_of(package: str, module: nn.Module) -> bool:
     """Whether a module is of a class from a package, or derived from one."""
-    return any(base.__module__.startswith(package) for base in type(module).__mro__)
+    return _derives(package, type(module))  # type: ignore[arg-type]  # mypy: a Module class is hashable
+
+
+@functools.cache
+def _derives(package: str, kind: type) -> bool:
+    return any(base.__module__.startswith(package) for base in kind.__mro__)
 
 
 def _of_peft(hook: Any) -> bool:
-    code = hook.func if isinstance(hook, partial) else hook
+    code = hook.func if isinstance(hook, functools.partial) else hook
     return str(getattr(code, "__module__", "")).startswith("peft.")

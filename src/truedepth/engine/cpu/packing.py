@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from truedepth.engine.cpu.forwards import Forward, ReplacedForwards
 from truedepth.engine.cpu.freed import free, give_back, is_freed
 from truedepth.engine.cpu.layouts import Layout, can_lay_out, lay_out
 from truedepth.engine.cpu.quick import Quick, quick_forward
@@ -53,14 +54,18 @@ class Packing:
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
         self._packed: list[_Together | _Table | Quick] = []
+        self._modules: list[nn.Module] = []
         self._owners = Counter(id(held) for part in model.modules() for held in part.parameters(recurse=False))
         self._family, self._dtype = family, model.dtype
-        self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
-        self._head = self._pack_head(model.get_submodule(family.head), model.get_submodule(family.embedding))
+        self._head: _Together | _Table | None = None
+        self._head_module = model.get_submodule(family.head)
+        if not any(map(_is_compiled, (model, model.base_model))):
+            self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
+            self._head = self._pack_head(self._head_module, model.get_submodule(family.embedding))
         _give_back_freed_memory()
 
-    def _pack_head(self, head: nn.Module, embedding: nn.Module) -> _Together | _Table | nn.Module:
-        """Pack the LM head, which may be the embedding too. A head with an adapter, say, stays as it is."""
+    def _pack_head(self, head: nn.Module, embedding: nn.Module) -> _Together | _Table | None:
+        """Pack the LM head, which may be the embedding too. A head with an adapter, say, stays as it is: None."""
         packed: _Together | _Table
         with torch.inference_mode(False), torch.no_grad():
             if self._is_plain(head):
@@ -68,14 +73,16 @@ class Packing:
             elif self._is_plain(head, owners=2) and _is_tied(embedding, head):
                 packed = _Table(head, embedding)
             else:
-                return head
+                return None
         self._packed.append(packed)
+        self._modules += [head, embedding]
         return packed
 
     def add(self, modules: Iterable[nn.Module]) -> None:
         """Pack some modules too, such as further decoder layers: what in them is linear or a norm, once."""
         with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
             for module in modules:
+                self._modules.append(module)
                 parts = dict(_named_parts(module))
                 linears = {name: part for name, part in parts.items() if self._is_plain(part)}
                 self._packed += map(_Together, _products_of(linears, self._family))
@@ -89,23 +96,38 @@ class Packing:
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
-        if isinstance(self._head, nn.Module):
-            weight: Any = self._head.weight
-            return cast(Tensor, weight[ids])
-        return self._head.rows(ids)
+        if self._head in self._packed:
+            return self._head.rows(ids)
+        weight: Any = self._head_module.weight
+        return cast(Tensor, weight[ids])
+
+    def refresh(self) -> None:
+        """Put back what has been changed since, or may now be read: by an adapter, say, that was put on."""
+        parts = frozenset(id(part) for module in self._modules for _, part in _named_parts(module))
+        changed = [packed for packed in self._packed if not packed.forwards.hold_within(parts)]
+        self._packed = [packed for packed in self._packed if packed not in changed]
+        _unpack(changed)
 
     def unpack(self) -> None:
         """Put every weight back, bit for bit."""
-        with torch.inference_mode(False), torch.no_grad():
-            while self._packed:
-                self._packed.pop().unpack()
+        _unpack(self._packed)
+        self._packed = []
         self._guard.remove()
 
 
+def _unpack(packed: Iterable[_Together | _Table | Quick]) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        for each in packed:
+            each.unpack()
+
+
 def _named_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """A module and the modules inside of it, but for those whose weights may be read by the one around them."""
+    """A module and the modules inside of it, but for those whose weights may be read by the one around them.
+
+    Compiled code reads the weights that it was compiled for.
+    """
     yield name, module
-    if calls_its_linears(module):
+    if calls_its_linears(module) and not _is_compiled(module):
         for key, child in module.named_children():
             yield from _named_parts(child, f"{name}.{key}" if name else key)
 
@@ -119,6 +141,11 @@ def _owns_its_weight(module: nn.Module) -> bool:
 def _is_tied(embedding: nn.Module, head: nn.Linear) -> TypeGuard[nn.Embedding]:
     """Whether a module is an embedding whose table is the head's weight."""
     return isinstance(embedding, nn.Embedding) and _owns_its_weight(embedding) and embedding.weight is head.weight
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands around a module, or `compile` was called on it."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def _is_prepared(module: nn.Module) -> bool:
@@ -152,7 +179,6 @@ class _Together:
     """Linear modules that are given the same input, as one product."""
 
     def __init__(self, members: list[nn.Linear]) -> None:
-        self.members = members
         self.sizes = [member.out_features for member in members]
         weights = tuple(member.weight.detach() for member in members)
         biases = tuple(member.bias.detach() for member in members if member.bias is not None)
@@ -160,9 +186,12 @@ class _Together:
         self._given: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
         self.weights = [cast(nn.Parameter, member.weight) for member in members]
-        for index, (member, weight) in enumerate(zip(members, self.weights, strict=True)):
+        for index, weight in enumerate(self.weights):
             free(weight, partial(_part, self.layout, self.sizes, index))
-            vars(member)["forward"] = partial(self._forward, index) if members[1:] else self.layout.product
+        products: list[Forward] = [self.layout.product]
+        if members[1:]:
+            products = [partial(self._forward, index) for index in range(len(members))]
+        self.forwards = ReplacedForwards(*zip(members, products, strict=True))
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         """(..., K) to (..., N): the output of one member."""
@@ -180,9 +209,9 @@ class _Together:
 
     def unpack(self) -> None:
         dense = self.layout.dense()
-        for member, weight, numbers in zip(self.members, self.weights, dense.split(self.sizes), strict=True):
-            give_back(weight, numbers.clone() if self.members[1:] else numbers)
-            del vars(member)["forward"]
+        for weight, numbers in zip(self.weights, dense.split(self.sizes), strict=True):
+            give_back(weight, numbers.clone() if self.weights[1:] else numbers)
+        self.forwards.put_back()
 
 
 def _part(layout: Layout, sizes: list[int], index: int) -> Tensor:
@@ -195,15 +224,14 @@ class _Table:
     """An embedding that is the LM head too."""
 
     def __init__(self, head: nn.Linear, embedding: nn.Embedding) -> None:
-        self.head, self.embedding = head, embedding
+        self.embedding = embedding
         bias = None if head.bias is None else head.bias.detach()
         self.layout = lay_out(head.weight.detach(), bias, by_row=True)
         self.weight = cast(nn.Parameter, head.weight)
         free(self.weight, self.layout.dense)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
         self.padding, embedding.padding_idx = embedding.padding_idx, None
-        vars(head)["forward"] = self.layout.product
-        vars(embedding)["forward"] = self._embed
+        self.forwards = ReplacedForwards((head, self.layout.product), (embedding, self._embed))
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(...) to (..., D), by the embedding's own forward over the rows that are asked for."""
@@ -222,4 +250,4 @@ class _Table:
     def unpack(self) -> None:
         self.embedding.padding_idx = self.padding
         give_back(self.weight, self.layout.dense())
-        del vars(self.head)["forward"], vars(self.embedding)["forward"]
+        self.forwards.put_back()

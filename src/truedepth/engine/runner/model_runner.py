@@ -147,6 +147,11 @@ class ModelRunner:
         if self._packing is not None:
             self._packing.add(modules)
 
+    def refresh(self) -> None:
+        """Take in what has been done to the model since it was packed, such as an adapter that was put on."""
+        if self._packing is not None:
+            self._packing.refresh()
+
     def context(
         self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0, stride: int | None = None
     ) -> ForwardContext:
