@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +19,7 @@ from truedepth import Request
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.errors import TruedepthError, UnsupportedModelError
+from truedepth.errors import ModelLoadError, TruedepthError, UnsupportedModelError
 from truedepth.evaluation.calibration import calibrate
 from truedepth.evaluation.quality import compare_quality
 from truedepth.measuring.speed import compare
@@ -364,3 +367,22 @@ def test_measuring_a_model_with_virtual_tokens_is_refused(small: Any) -> None:
         others = [truedepth.DepthPlan.parse("0 (1|2) 3", num_layers=4)]
         found, wanted = (calibrate(made, windows).losses(others)[0] for made in (model, merged))
         assert found == pytest.approx(wanted, rel=1e-3)
+
+
+def test_a_loaded_model_with_an_adapter(tiny_folder: Path, tmp_path: Path) -> None:
+    """What `load` gives, with PEFT's model in the place of its own: text, drafts, plans and a refusal."""
+    loaded = truedepth.load(str(tiny_folder))
+    plain = truedepth.generate(loaded, "Hi there", max_new_tokens=8).token_ids
+    model = adapted(loaded.model, lora(use_dora=True))
+    texts = [
+        truedepth.generate(given, "Hi there", max_new_tokens=8, **options).token_ids
+        for given in (loaded, replace(loaded, model=model))
+        for options in ({}, {"draft": "exit:3"}, {"plan": "0-5"})
+    ]
+    assert set(texts) == {texts[0]} and texts[0] != plain
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match=f"adapter of kind LORA for {re.escape(str(tiny_folder))}"):
+        truedepth.load(str(tmp_path))
+    soft = peft.get_peft_model(truedepth.load(str(tiny_folder)).model, config_of("PROMPT_TUNING"))
+    with pytest.raises(UnsupportedModelError, match="PROMPT_TUNING"):
+        truedepth.generate(replace(loaded, model=soft), "Hi there")
