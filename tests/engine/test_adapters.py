@@ -251,10 +251,15 @@ def test_adapters_may_be_changed_while_the_engine_is_open(dora: bool, small: Any
         model.base_model.set_adapter(["third", "fourth"])
         shaken(model)
         yield "on parameters"
+        torch.manual_seed(0)
+        model.add_adapter("fifth", lora(target_modules=["embed_tokens"]))
+        model.base_model.set_adapter(["third", "fifth"])
+        shaken(model)
+        yield "on the embedding"
 
     model = made()
     expected = {change: generated(model) for change in changes(model)}
-    assert len({str(tokens) for tokens in expected.values()}) == 6
+    assert len({str(tokens) for tokens in expected.values()}) == 7
     model = made()
     before = {name: held.clone() for name, held in model.named_parameters() if "layers.1.mlp.up_proj.base" in name}
     with Engine(model) as engine:

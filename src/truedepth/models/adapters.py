@@ -60,7 +60,7 @@ def require_in_layers(model: nn.Module) -> None:
             "adapters are chosen for each row of a batch (adapter_names or the like), and rows here come and go; leave "
             "that out, and generate for one adapter at a time after model.set_adapter(name)"
         )
-    for module in (core, getattr(core, core.base_model_prefix, core)):
+    for module in (core, getattr(core, "base_model", core)):
         if module._forward_hooks or module._forward_pre_hooks:
             raise UnsupportedModelError(
                 f"there are forward hooks on the {type(module).__name__}, which is not called as a whole here, so that "
@@ -127,9 +127,7 @@ def has_adapters(module: nn.Module) -> bool:
 def _wrappers(model: nn.Module) -> Iterator[nn.Module]:
     """A model, what it wraps, and so on, down to the `transformers` model."""
     yield model
-    if _is_of(
-        "peft.", model
-    ):  # a PeftModel has its tuner or the model as its base_model, a tuner the model as its model
+    if _is_of("peft.", model):  # a PeftModel has a tuner or the model as its `base_model`, a tuner has it as `model`
         inner: Any = model if _is_of(_TUNERS, model) else model.base_model
         yield from _wrappers(inner.model if _is_of(_TUNERS, inner) else inner)
 
@@ -152,8 +150,9 @@ def _kinds_of_module(module: Any) -> Iterator[str]:
         path = getattr(code, "__module__", None) or ""
         if path.startswith(_TUNERS) and path.count(".") > 2:  # peft.tuners.lora.layer
             yield path.split(".")[2].upper()
-    if any(type(variant).__name__.startswith("ALora") for variant in getattr(module, "lora_variant", {}).values()):
-        yield "activated LoRA (aLoRA)"
+    for adapter, variant in getattr(module, "lora_variant", {}).items():
+        if adapter in module.active_adapters and type(variant).__name__.startswith("ALora"):
+            yield "activated LoRA (aLoRA)"
 
 
 def _is_of(package: str, module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import ctypes
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeGuard, cast
 
@@ -54,14 +54,14 @@ class Packing:
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
         self._packed: list[_Together | _Table | Quick] = []
-        self._modules: list[nn.Module] = []
+        self._model, self._others = model, list[nn.Module]()
         self._owners = Counter(id(held) for part in model.modules() for held in part.parameters(recurse=False))
         self._family, self._dtype = family, model.dtype
         self._head: _Together | _Table | None = None
-        self._head_module = model.get_submodule(family.head)
         if not any(map(_is_compiled, (model, model.base_model))):
-            self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
-            self._head = self._pack_head(self._head_module, model.get_submodule(family.embedding))
+            *parts, head, embedding = self._own()
+            self._pack(parts)
+            self._head = self._pack_head(head, embedding)
         _give_back_freed_memory()
 
     def _pack_head(self, head: nn.Module, embedding: nn.Module) -> _Together | _Table | None:
@@ -75,14 +75,22 @@ class Packing:
             else:
                 return None
         self._packed.append(packed)
-        self._modules += [head, embedding]
         return packed
 
-    def add(self, modules: Iterable[nn.Module]) -> None:
+    def _own(self) -> list[nn.Module]:
+        """The model's layers, final norm, LM head and embedding, or what stands around them by now."""
+        family, model = self._family, self._model
+        around = [model.get_submodule(name) for name in (family.final_norm, family.head, family.embedding)]
+        return [*family.decoder_layers(model), *around]
+
+    def add(self, modules: Sequence[nn.Module]) -> None:
         """Pack some modules too, such as further decoder layers: what in them is linear or a norm, once."""
+        self._others += modules
+        self._pack(modules)
+
+    def _pack(self, modules: Sequence[nn.Module]) -> None:
         with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
             for module in modules:
-                self._modules.append(module)
                 parts = dict(_named_parts(module))
                 linears = {name: part for name, part in parts.items() if self._is_plain(part)}
                 self._packed += map(_Together, _products_of(linears, self._family))
@@ -98,12 +106,12 @@ class Packing:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
         if self._head in self._packed:
             return self._head.rows(ids)
-        weight: Any = self._head_module.weight
+        weight: Any = self._model.get_submodule(self._family.head).weight
         return cast(Tensor, weight[ids])
 
     def refresh(self) -> None:
         """Put back what has been changed since, or may now be read: by an adapter, say, that was put on."""
-        parts = frozenset(id(part) for module in self._modules for _, part in _named_parts(module))
+        parts = frozenset(id(part) for module in (*self._own(), *self._others) for _, part in _named_parts(module))
         changed = [packed for packed in self._packed if not packed.forwards.hold_within(parts)]
         self._packed = [packed for packed in self._packed if packed not in changed]
         _unpack(changed)

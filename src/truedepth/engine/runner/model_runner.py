@@ -148,7 +148,10 @@ class ModelRunner:
             self._packing.add(modules)
 
     def refresh(self) -> None:
-        """Take in what has been done to the model since it was packed, such as an adapter that was put on."""
+        """Take in what has been done to the model since, such as an adapter that was put on."""
+        own = self.family.decoder_layers(self.model)
+        self.layers[: len(own)] = own
+        self._embedding = self.model.get_submodule(self.family.embedding)
         if self._packing is not None:
             self._packing.refresh()
 
