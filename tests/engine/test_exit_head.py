@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.cpu.layouts import can_lay_out
-from truedepth.engine.cpu.packing import is_freed
 from truedepth.engine.drafts.heads.draft_head import load_head
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.fingerprint import Fingerprint

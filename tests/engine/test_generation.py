@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import truedepth
-from truedepth.engine.cpu.packing import is_freed
+from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine

@@ -91,3 +91,31 @@ def test_without_kernels(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> No
     monkeypatch.setattr("truedepth.engine.invariance.kernels", lambda: None)
     with Engine(tiny_model("llama", **WIDTH), target=DepthPlan.full(6)) as engine:
         assert engine.rounding == "there is no C compiler for the engine's own kernels"
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+@torch.no_grad()
+def test_adapters(dora: bool, tiny_model: Any, token_ids: Any) -> None:
+    """Plain LoRA calls what the engine has packed; kinds that read the weights compute with PyTorch's products."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, use_dora=dora)
+    model, ids = get_peft_model(tiny_model("llama", **WIDTH), config).eval(), token_ids(3, 20)
+    with Engine(model) as engine:
+        if dora:
+            assert "q_proj.base_layer (Linear) is PyTorch's" in (engine.rounding or "")
+            return
+        assert engine.rounding is None
+        assert logits_in_passes(engine, ids, [1, 2, 12, 5]).equal(logits_in_passes(engine, ids, [1] * 20))
+
+
+@pytest.mark.parametrize("way", ["hook", "forward"])
+def test_what_users_put_on_a_module(way: str, tiny_model: Any) -> None:
+    model = tiny_model("llama", **WIDTH)
+    module = model.model.layers[1].mlp.up_proj
+    if way == "hook":
+        module.register_forward_hook(lambda _, __, output: output)
+    else:
+        module.forward = module.forward
+    with Engine(model) as engine:
+        assert (engine.rounding or "").startswith("layer 1's mlp.up_proj (Linear) is PyTorch's")

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.cpu.kernels import kernels
 from truedepth.engine.cpu.layouts import can_lay_out
-from truedepth.engine.cpu.packing import is_freed, pack_linear
+from truedepth.engine.cpu.packing import pack_linear
 from truedepth.engine.drafts.policy import FixedPolicy
 from truedepth.engine.engine import Engine
 from truedepth.errors import TruedepthError

@@ -44,9 +44,16 @@ def test_a_folder_with_a_gguf_file_says_to_give_the_file(tmp_path: Path) -> None
 
 
 def test_an_adapter_says_what_it_is(tmp_path: Path, folder: Path) -> None:
+    """By itself, as PEFT saves it, and beside a model."""
     for checkpoint in (tmp_path, folder):
         (checkpoint / "adapter_config.json").write_text("{}")
-        refused(checkpoint, r"holds a PEFT adapter .* load the base model")
+        refused(checkpoint, "holds a PEFT adapter for its base model.*PeftModel.from_pretrained.*merge_and_unload")
+        (checkpoint / "adapter_config.json").write_text(
+            '{"peft_type": "LOHA", "base_model_name_or_path": "some/model", "task_type": "CAUSAL_LM"}'
+        )
+        refused(checkpoint, "holds a PEFT adapter of kind LOHA for some/model")
+        (checkpoint / "adapter_config.json").write_text("[]")
+        refused(checkpoint, "adapter_config.json is not a JSON object")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_hub_id_loads_from_the_folder_it_was_fetched_to(hub: Any, checkpoint: 
     asked = hub(checkpoint("llama"))
     loaded = load("owner/tiny-llama")
     assert loaded.name == loaded.model.name_or_path == "owner/tiny-llama"
-    assert asked[0] == ["config.json"]
+    assert asked[0] == ["config.json", "adapter_config.json"]
     assert "*.safetensors" in asked[1]
     assert not any(pattern.endswith(("bin", "pt", "py")) for patterns in asked for pattern in patterns)
 
@@ -64,7 +64,7 @@ def test_unsupported_models_are_refused_before_their_weights_are_fetched(hub: An
     asked = hub(tmp_path)
     with pytest.raises(UnsupportedModelError, match="'bert'"):
         load("owner/bert")
-    assert asked == [["config.json"]]
+    assert asked == [["config.json", "adapter_config.json"]]
 
 
 def test_models_that_do_not_fit_are_refused_before_their_weights_are_fetched(

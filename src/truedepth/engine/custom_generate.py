@@ -33,6 +33,7 @@ from truedepth.engine.sampling.request import Request
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.engine.speculation import DraftLike, Speculation
 from truedepth.errors import UsageError
+from truedepth.models.adapters import require_in_layers
 from truedepth.models.rewire import causal_lm
 
 _MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
@@ -106,9 +107,11 @@ class DecodingMethod:
 
         Raises:
             UsageError: something is asked for that the engine cannot do, such as beams; by name.
+            UnsupportedModelError: an adapter acts outside of the model's layers.
             PlanError, MethodError, DraftError: a draft that cannot be read, or does not fit the model.
             DecodingError: logits that are not numbers.
         """
+        require_in_layers(model)
         _refuse_unknown(logits_processor, generation_config, model_kwargs)
         if self._streamer is not None and len(input_ids) > 1:
             raise UsageError(f"a streamer takes one row, not {len(input_ids)}; leave it out, or give one prompt")

@@ -30,6 +30,7 @@ from truedepth.engine.sampling.result import GenerationResult
 from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
+from truedepth.models.adapters import require_in_layers
 from truedepth.models.rewire import applied_plan, causal_lm
 from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
@@ -41,7 +42,8 @@ class Engine:
     """A model made ready for decoding. Use it in a `with` statement, or `close` it.
 
     While an engine is open, the weights of a CPU model are packed (see `truedepth.engine.cpu.packing`): the model can
-    run, but not be saved, trained or given another plan. One thread at a time may use it.
+    run, but not be saved, trained or given another plan. Weights under adapters, or that a hook, a parametrization or
+    another module may change or read, stay as they are. One thread at a time may use it.
 
     Args:
         model: a causal language model of a supported family, bare or wrapped by PEFT.
@@ -49,7 +51,7 @@ class Engine:
         target: the plan whose tokens, or distribution, results have; None: the plan that the model runs.
 
     Raises:
-        UnsupportedModelError: the family is unknown.
+        UnsupportedModelError: the family is unknown, or an adapter or a hook acts outside of the model's layers.
         PlanError: the target is for another number of layers, or merges layers that the model does not.
     """
 
@@ -60,13 +62,14 @@ class Engine:
         *,
         target: DepthPlan | None = None,
     ) -> None:
+        require_in_layers(model)
         core: PreTrainedModel = causal_lm(model)
         family = family_of(core.config)
         num_layers = len(family.decoder_layers(core))
         running = applied_plan(model)
         self.target = target or running or DepthPlan.full(num_layers)
         _check_target(self.target, num_layers, running)
-        self.model, self.tokenizer = core, tokenizer
+        self.model, self.tokenizer, self._given = core, tokenizer, model
         embedding: Any = core.get_submodule(family.embedding)
         packs = can_lay_out(embedding.weight.device, embedding.weight.dtype)
         packing = Packing(core, family) if packs else None
@@ -139,6 +142,7 @@ class Engine:
 
         Raises:
             UsageError: no request, or one that does not fit the model's context.
+            UnsupportedModelError: an adapter or a hook has come since, that acts outside of the model's layers.
             DecodingError: logits that are not numbers.
         """
         sequences = self.sequences(requests)
@@ -156,6 +160,8 @@ class Engine:
         observers: Sequence[Observer] = (),
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
+        require_in_layers(self._given)
+        self.runner.refresh()
         samplers = samplers or [LogitsSampler.of(sequence.request.sampling_params) for sequence in sequences]
         if policy is None or not drafts:
             policy = self._policy(tuple(drafts))

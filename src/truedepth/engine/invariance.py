@@ -55,7 +55,12 @@ def _reasons(name: str, part: nn.Module) -> Iterator[str]:
 
 def _is_ours(module: nn.Module) -> bool:
     """Whether a module by itself, its children apart, computes each row in the same way among any others."""
-    if "forward" in vars(module) or isinstance(module, _NUMBERS_UNCHANGED):
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    if "forward" in vars(module):
+        forward = vars(module)["forward"]
+        return str(getattr(forward, "func", forward).__module__).startswith("truedepth.")
+    if isinstance(module, _NUMBERS_UNCHANGED):
         return True
     if any(True for _ in module.parameters(recurse=False)):
         return False

@@ -21,7 +21,8 @@ from truedepth.evaluation.layer_statistics import LayerStatistics
 from truedepth.evaluation.plan_tree import key_of, last_states
 from truedepth.evaluation.quality import CONTEXT
 from truedepth.families import family_of
-from truedepth.models.rewire import restore
+from truedepth.models.adapters import require_in_layers
+from truedepth.models.rewire import causal_lm, restore
 from truedepth.models.stages import LayerInputs, run_group, to_logits
 from truedepth.plan import DepthPlan, Form, Stage
 from truedepth.records.progress import Progress, silent
@@ -89,11 +90,15 @@ def calibrate(model: PreTrainedModel, windows: Tensor, progress: Progress = sile
     """Run calibration text through the model once, recording what each layer is given.
 
     Args:
-        model: a supported causal language model; a plan that it runs is taken off.
+        model: a supported causal language model, bare or wrapped by PEFT; a plan that it runs is taken off.
         windows: token ids, (N, T) int64.
         every: see `Calibration`.
+
+    Raises:
+        UnsupportedModelError: the family is unknown, or an adapter or a hook acts outside of the model's layers.
     """
-    restore(model)
+    require_in_layers(model)
+    model = causal_lm(restore(model))
     family = family_of(model.config)
     layers = family.decoder_layers(model)
     windows = windows.to(model.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 from transformers import DynamicCache, PreTrainedModel
 
+from truedepth.models.adapters import require_no_virtual_tokens
 from truedepth.models.rewire import apply, mark_decoding, restore
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
@@ -59,13 +60,17 @@ def compare_quality(
     and the rest through the plan, over the cache that this leaves, as it would in generation.
 
     Args:
-        model: a causal language model without a plan; it has none afterwards either.
+        model: a causal language model without a plan, bare or wrapped by PEFT; it has none afterwards either.
         plans: by any name; the unmodified model must be among them to have its own figures.
         windows: token ids, (N, T) int64.
 
     Returns:
         A `Quality` for each name.
+
+    Raises:
+        UnsupportedModelError: an adapter of the model adds virtual tokens.
     """
+    require_no_virtual_tokens(model)
     others = {name: None if plan.is_full else partial(_under, model, plan) for name, plan in plans.items()}
     base = partial(scored_log_probabilities, model, None)
     return judge(base, others, windows.to(model.device), progress)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from truedepth.errors import UsageError
 from truedepth.measuring.timer import MINIMUM_ROUNDS, Spread, in_turns, now, undisturbed
+from truedepth.models.adapters import require_no_virtual_tokens
 from truedepth.models.rewire import applied_plan, apply, restore
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
@@ -208,7 +209,12 @@ def run_plan(model: nn.Module, plan: DepthPlan | None) -> None:
 
 @contextmanager
 def measuring(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no garbage collection; afterwards as it was, plan included."""
+    """Evaluation mode, no gradients, no garbage collection; afterwards as it was, plan included.
+
+    Raises:
+        UnsupportedModelError: the model is not itself in steps of decoding.
+    """
+    require_no_virtual_tokens(model)
     plan, training = applied_plan(model), model.training
     model.eval()
     try:

@@ -31,6 +31,7 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 
 from truedepth.errors import PlanError, UnsupportedModelError
 from truedepth.families import Family, family_of
+from truedepth.models.adapters import has_adapters, require_plain_layers, unwrapped
 from truedepth.models.fuse import mean_of
 from truedepth.models.private_transformers import is_quantized
 from truedepth.models.stages import LayerInputs, is_held, run_group
@@ -187,9 +188,8 @@ def _slotted(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The `transformers` model inside a PEFT wrapper, or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if unwrap is not None else model
+    """The `transformers` model inside of PEFT's wrappers, or the model itself."""
+    return unwrapped(model)
 
 
 def _family_and_layers(core: Any) -> tuple[Family, list[nn.Module]]:
@@ -213,6 +213,7 @@ def _check(plan: DepthPlan, core: Any, family: Family, layers: Sequence[nn.Modul
             f"the plan '{plan}' is for {plan.num_layers} layers, but the model has {len(layers)}; "
             "make a plan for this model"
         )
+    require_plain_layers(layers)
     for stage in plan.stages:
         if len(stage.layers) == 1:
             continue
@@ -234,7 +235,7 @@ def _require_plain_weights(stage: Stage, core: Any, layers: Sequence[nn.Module])
     problem = None
     if is_quantized(core):
         problem = "are quantized; load the model without quantization"
-    elif any(hasattr(module, "base_layer") for module in modules):  # as PEFT wraps what it adapts
+    elif any(map(has_adapters, modules)):
         problem = "have adapters on them; merge those into the weights first, with merge_and_unload()"
     if problem is not None:
         raise UnsupportedModelError(f"stage '{stage}' takes the mean of its layers' weights, but they {problem}")

@@ -2,7 +2,7 @@
 
 While a model is packed, each weight exists in its layout only; `unpack` puts the same numbers back. Projections of the
 same input (q, k and v; gate and up) are one product: the first of them to be called computes all. No number changes but
-by rounding.
+by rounding. A module whose weight something else may change or read, such as an adapter around it, stays as it is.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import Any, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.layouts import can_lay_out, lay_out
+from truedepth.engine.cpu.forwards import Forward, ReplacedForwards
+from truedepth.engine.cpu.freed import free, give_back, is_freed
+from truedepth.engine.cpu.layouts import Layout, can_lay_out, lay_out
 from truedepth.engine.cpu.quick import Quick, quick_forward
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
-
-_FREED = float("nan")
-"""What a packed weight's parameter reads as, so that nobody takes it for the weight."""
+from truedepth.models.adapters import calls_its_linears
 
 
 def pack_linear(linear: nn.Linear) -> nn.Linear:
@@ -52,42 +54,115 @@ class Packing:
             raise UsageError("the model is open in another Engine; close that one first")
         self._guard = model.register_state_dict_pre_hook(_refuse_saving)
         self._packed: list[_Together | _Table | Quick] = []
+        self._model, self._others = model, list[nn.Module]()
+        self._owners = Counter(id(held) for part in model.modules() for held in part.parameters(recurse=False))
         self._family, self._dtype = family, model.dtype
-        self.add([*family.decoder_layers(model), model.get_submodule(family.final_norm)])
-        head, embedding = model.get_submodule(family.head), model.get_submodule(family.embedding)
-        if isinstance(head, nn.Linear) and isinstance(embedding, nn.Embedding):
-            tied = head.weight is embedding.weight
-            with torch.inference_mode(False), torch.no_grad():
-                self._head = _Table(head, embedding) if tied else _Together([head])
-            self._packed.append(self._head)
+        self._head: _Together | _Table | None = None
+        if not any(map(_is_compiled, (model, model.base_model))):
+            *parts, head, embedding = self._own()
+            self._pack(parts)
+            self._head = self._pack_head(head, embedding)
         _give_back_freed_memory()
 
-    def add(self, modules: Iterable[nn.Module]) -> None:
+    def _pack_head(self, head: nn.Module, embedding: nn.Module) -> _Together | _Table | None:
+        """Pack the LM head, which may be the embedding too. A head with an adapter, say, stays as it is: None."""
+        packed: _Together | _Table
+        with torch.inference_mode(False), torch.no_grad():
+            if self._is_plain(head):
+                packed = _Together([head])
+            elif self._is_plain(head, owners=2) and _is_tied(embedding, head):
+                packed = _Table(head, embedding)
+            else:
+                return None
+        self._packed.append(packed)
+        return packed
+
+    def _own(self) -> list[nn.Module]:
+        """The model's layers, final norm, LM head and embedding, or what stands around them by now."""
+        family, model = self._family, self._model
+        around = [model.get_submodule(name) for name in (family.final_norm, family.head, family.embedding)]
+        return [*family.decoder_layers(model), *around]
+
+    def add(self, modules: Sequence[nn.Module]) -> None:
         """Pack some modules too, such as further decoder layers: what in them is linear or a norm, once."""
+        self._others += modules
+        self._pack(modules)
+
+    def _pack(self, modules: Sequence[nn.Module]) -> None:
         with torch.inference_mode(False), torch.no_grad():  # the weights come back as tensors that can be trained
             for module in modules:
-                for members in _products_of(module, self._family):
-                    if not is_freed(members[0].weight):
-                        self._packed.append(_Together(members))
-                for part in module.modules():
-                    if quick := quick_forward(part, self._dtype):
+                parts = dict(_named_parts(module))
+                linears = {name: part for name, part in parts.items() if self._is_plain(part)}
+                self._packed += map(_Together, _products_of(linears, self._family))
+                for part in parts.values():
+                    if not _is_prepared(part) and (quick := quick_forward(part, self._dtype)):
                         self._packed.append(Quick(part, quick))
+
+    def _is_plain(self, module: nn.Module, owners: int = 1) -> TypeGuard[nn.Linear]:
+        """Whether a module is linear, computes just that, and shares its weight with so many modules in all."""
+        return type(module) is nn.Linear and _owns_its_weight(module) and self._owners[id(module.weight)] <= owners
 
     def head_rows(self, ids: Tensor) -> Tensor:
         """Some rows of the LM head's weight: (V',), int64, to (V', D)."""
-        return self._head.rows(ids)
+        if self._head in self._packed:
+            return self._head.rows(ids)
+        weight: Any = self._model.get_submodule(self._family.head).weight
+        return cast(Tensor, weight[ids])
+
+    def refresh(self) -> None:
+        """Put back what has been changed since, or may now be read: by an adapter, say, that was put on."""
+        parts = frozenset(id(part) for module in (*self._own(), *self._others) for _, part in _named_parts(module))
+        changed = [packed for packed in self._packed if not packed.forwards.hold_within(parts)]
+        self._packed = [packed for packed in self._packed if packed not in changed]
+        _unpack(changed)
 
     def unpack(self) -> None:
         """Put every weight back, bit for bit."""
-        with torch.inference_mode(False), torch.no_grad():
-            while self._packed:
-                self._packed.pop().unpack()
+        _unpack(self._packed)
+        self._packed = []
         self._guard.remove()
 
 
-def _products_of(layer: nn.Module, family: Family) -> Iterator[list[nn.Linear]]:
-    """The linear modules of a layer, those of the same input together."""
-    linears = {name: module for name, module in layer.named_modules() if type(module) is nn.Linear}
+def _unpack(packed: Iterable[_Together | _Table | Quick]) -> None:
+    with torch.inference_mode(False), torch.no_grad():
+        for each in packed:
+            each.unpack()
+
+
+def _named_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """A module and the modules inside of it, but for those whose weights may be read by the one around them.
+
+    Compiled code reads the weights that it was compiled for.
+    """
+    yield name, module
+    if calls_its_linears(module) and not _is_compiled(module):
+        for key, child in module.named_children():
+            yield from _named_parts(child, f"{name}.{key}" if name else key)
+
+
+def _owns_its_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is an ordinary parameter, and its forward that of its class."""
+    weight = module._parameters.get("weight")  # none where it is computed, as by torch.nn.utils.parametrize
+    return type(weight) is nn.Parameter and "forward" not in vars(module) and not _is_prepared(module)
+
+
+def _is_tied(embedding: nn.Module, head: nn.Linear) -> TypeGuard[nn.Embedding]:
+    """Whether a module is an embedding whose table is the head's weight."""
+    return isinstance(embedding, nn.Embedding) and _owns_its_weight(embedding) and embedding.weight is head.weight
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands around a module, or `compile` was called on it."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
+
+
+def _is_prepared(module: nn.Module) -> bool:
+    """Whether something is called before a module, which may change its weight."""
+    return bool(module._forward_pre_hooks)
+
+
+def _products_of(linears: dict[str, nn.Linear], family: Family) -> Iterator[list[nn.Linear]]:
+    """The linear modules of a layer by name, those of the same input together."""
     for names in family.same_input:
         if all(name in linears for name in names):
             together = [linears.pop(name) for name in names]
@@ -108,30 +183,23 @@ def _refuse_saving(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     raise TruedepthError("the model's weights are packed for decoding; close its Engine before saving or copying it")
 
 
-def _free(parameter: Tensor) -> None:
-    """Free a parameter's memory, keeping its shape."""
-    parameter.data = torch.full((1,), _FREED, dtype=parameter.dtype).expand(parameter.shape)
-
-
-def is_freed(parameter: Tensor) -> bool:
-    """Whether a parameter's numbers are in the packed layout only."""
-    return parameter.dim() == 2 and parameter.numel() > 1 and parameter.stride() == (0, 0)
-
-
 class _Together:
     """Linear modules that are given the same input, as one product."""
 
     def __init__(self, members: list[nn.Linear]) -> None:
-        self.members = members
         self.sizes = [member.out_features for member in members]
         weights = tuple(member.weight.detach() for member in members)
         biases = tuple(member.bias.detach() for member in members if member.bias is not None)
         self.layout = lay_out(torch.cat(weights) if weights[1:] else weights[0], torch.cat(biases) if biases else None)
         self._given: Tensor | None = None
         self._outputs: dict[int, Tensor] = {}
-        for index, member in enumerate(members):
-            _free(member.weight)
-            vars(member)["forward"] = partial(self._forward, index) if members[1:] else self.layout.product
+        self.weights = [cast(nn.Parameter, member.weight) for member in members]
+        for index, weight in enumerate(self.weights):
+            free(weight, partial(_part, self.layout, self.sizes, index))
+        products: list[Forward] = [self.layout.product]
+        if members[1:]:
+            products = [partial(self._forward, index) for index in range(len(members))]
+        self.forwards = ReplacedForwards(*zip(members, products, strict=True))
 
     def _forward(self, index: int, hidden: Tensor) -> Tensor:
         """(..., K) to (..., N): the output of one member."""
@@ -149,34 +217,39 @@ class _Together:
 
     def unpack(self) -> None:
         dense = self.layout.dense()
-        for member, weight in zip(self.members, dense.split(self.sizes), strict=True):
-            member.weight.data = weight.clone() if self.members[1:] else weight
-            del vars(member)["forward"]
+        for weight, numbers in zip(self.weights, dense.split(self.sizes), strict=True):
+            give_back(weight, numbers.clone() if self.weights[1:] else numbers)
+        self.forwards.put_back()
+
+
+def _part(layout: Layout, sizes: list[int], index: int) -> Tensor:
+    """The weight of one of the modules in a layout, (N, K)."""
+    start = sum(sizes[:index])
+    return layout.dense()[start : start + sizes[index]]
 
 
 class _Table:
     """An embedding that is the LM head too."""
 
     def __init__(self, head: nn.Linear, embedding: nn.Embedding) -> None:
-        self.head, self.embedding = head, embedding
+        self.embedding = embedding
         bias = None if head.bias is None else head.bias.detach()
         self.layout = lay_out(head.weight.detach(), bias, by_row=True)
-        _free(head.weight)
+        self.weight = cast(nn.Parameter, head.weight)
+        free(self.weight, self.layout.dense)
         # It matters to gradients only, and must lie within the table, which is now that of a few tokens.
         self.padding, embedding.padding_idx = embedding.padding_idx, None
-        vars(head)["forward"] = self.layout.product
-        vars(embedding)["forward"] = self._embed
+        self.forwards = ReplacedForwards((head, self.layout.product), (embedding, self._embed))
 
     def _embed(self, ids: Tensor) -> Tensor:
         """(...) to (..., D), by the embedding's own forward over the rows that are asked for."""
-        table = self.embedding.weight
-        freed = table.data
-        table.data = self.rows(ids.flatten())
+        held = self.embedding._parameters
+        held["weight"] = nn.Parameter(self.rows(ids.flatten()), requires_grad=False)
         try:
             positions = torch.arange(ids.numel()).view(ids.shape)
             return type(self.embedding).forward(self.embedding, positions)
         finally:
-            table.data = freed
+            held["weight"] = self.weight
 
     def rows(self, ids: Tensor) -> Tensor:
         """(n,), int64, to (n, D)."""
@@ -184,5 +257,5 @@ class _Table:
 
     def unpack(self) -> None:
         self.embedding.padding_idx = self.padding
-        self.head.weight.data = self.layout.dense()
-        del vars(self.head)["forward"], vars(self.embedding)["forward"]
+        give_back(self.weight, self.layout.dense())
+        self.forwards.put_back()

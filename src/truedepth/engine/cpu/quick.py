@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from truedepth.engine.cpu.forwards import Forward, ReplacedForwards
 from truedepth.engine.cpu.kernels import ACTIVATIONS, DTYPES, kernels
-
-Forward = Callable[[Tensor], Tensor]
 
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Relative and absolute. Families round a norm twice in bfloat16, the kernels once."""
@@ -24,11 +22,10 @@ class Quick:
     """A norm or an activation that a kernel computes: (..., D) to the same."""
 
     def __init__(self, module: nn.Module, forward: Forward) -> None:
-        self.module = module
-        vars(module)["forward"] = forward
+        self.forwards = ReplacedForwards((module, forward))
 
     def unpack(self) -> None:
-        del vars(self.module)["forward"]
+        self.forwards.put_back()
 
 
 def quick_forward(module: nn.Module, dtype: torch.dtype) -> Forward | None:

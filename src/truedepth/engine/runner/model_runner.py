@@ -147,6 +147,14 @@ class ModelRunner:
         if self._packing is not None:
             self._packing.add(modules)
 
+    def refresh(self) -> None:
+        """Take in what has been done to the model since, such as an adapter that was put on."""
+        own = self.family.decoder_layers(self.model)
+        self.layers[: len(own)] = own
+        self._embedding = self.model.get_submodule(self.family.embedding)
+        if self._packing is not None:
+            self._packing.refresh()
+
     def context(
         self, starts: Sequence[int], tokens: int, capacity: int, first_row: int = 0, stride: int | None = None
     ) -> ForwardContext:

@@ -46,10 +46,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
 
     if (folder / ADAPTER).is_file():
         # transformers would load the adapter too, and where peft is not installed leave it out.
-        raise ModelLoadError(
-            f"{folder} holds a PEFT adapter ({ADAPTER}); load the base model from a folder of its own, "
-            "then add the adapter with peft"
-        )
+        raise ModelLoadError(_about_adapter(folder))
     raw = _read_json(folder, CONFIG)
     if not isinstance(raw.get("model_type"), str):
         raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
@@ -64,6 +61,19 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
         )
     config: PreTrainedConfig = _read(AutoConfig, folder, f"{folder / CONFIG} is malformed", trust_remote_code)
     return config
+
+
+def _about_adapter(folder: Path) -> str:
+    """What a folder with an adapter is, and how to come to a model of it."""
+    settings = _read_json(folder, ADAPTER)
+    base = settings.get("base_model_name_or_path") or "its base model"
+    adapter = f"PEFT adapter of kind {settings['peft_type']}" if "peft_type" in settings else "PEFT adapter"
+    return (
+        f"{folder} holds a {adapter} for {base}, not a model ({ADAPTER}). In Python, load the base model by itself and "
+        f"put the adapter on it: peft.PeftModel.from_pretrained(truedepth.load(base).model, {str(folder)!r}). For "
+        "the command line, merge the two into a folder of their own with its merge_and_unload().save_pretrained(...), "
+        "and save the tokenizer there too"
+    )
 
 
 def check_weights(folder: Path) -> None:

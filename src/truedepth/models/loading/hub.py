@@ -7,7 +7,7 @@ from pathlib import Path
 from truedepth.errors import ModelLoadError
 from truedepth.records.messages import one_line
 
-CONFIG_FILES = ["config.json"]
+CONFIG_FILES = ["config.json", "adapter_config.json"]
 MODEL_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 CODE_FILES = ["*.py"]
 # Other formats of the same weights, which large repositories keep beside them.

@@ -40,7 +40,9 @@ class LoadedModel:
     @property
     def num_layers(self) -> int:
         """Its decoder layers."""
-        return len(family_of(self.model.config).decoder_layers(self.model))
+        from truedepth.models.adapters import unwrapped
+
+        return len(family_of(self.model.config).decoder_layers(unwrapped(self.model)))
 
 
 @dataclass(frozen=True, slots=True)

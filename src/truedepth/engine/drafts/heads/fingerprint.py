@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from truedepth.families import family_of
+from truedepth.models.adapters import modules_as_they_came
 
 NORMS_DIFFER = 0.005
 """Relative distance from which on norms are another model's. Rounding to bfloat16 makes 0.001."""
@@ -87,8 +88,8 @@ class Fingerprint:
 
 
 def _gains(module: nn.Module) -> list[Tensor]:
-    """The vectors among the weights of a module's parts, which are those of its norms."""
-    weights = (getattr(part, "weight", None) for part in module.modules())
+    """The vectors among the weights of a module's parts, which are those of its norms: adapters may have others."""
+    weights = (getattr(part, "weight", None) for part in modules_as_they_came(module))
     return [weight for weight in weights if isinstance(weight, Tensor) and weight.dim() == 1]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.packing import is_freed
+from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.runner.model_runner import ModelRunner
 from truedepth.families import family_of
 

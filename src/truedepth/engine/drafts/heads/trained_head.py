@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from truedepth.engine.cpu.packing import copy_norm, is_freed
+from truedepth.engine.cpu.freed import is_freed
+from truedepth.engine.cpu.packing import copy_norm
 from truedepth.engine.drafts.heads.draft_files import Card, read_draft_files, write_draft_files
 from truedepth.engine.drafts.heads.fingerprint import Fingerprint
 from truedepth.engine.drafts.heads.projection import SharedRows, fresh_change, head_rows
