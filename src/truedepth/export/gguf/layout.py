@@ -93,7 +93,7 @@ class Layout:
         )
         if self.architecture == MIXED_WIDTHS:
             why += (
-                f", and its architecture '{self.family.name}' none for layers of different widths; use a plan that "
+                f", and its architecture '{self.family.name}' none for layers of such widths; use a plan that "
                 "only skips layers, or export the wide layers with 'truedepth export hf'"
             )
         else:
@@ -126,7 +126,9 @@ def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer])
     widths = tuple(zip(*((layer.heads, layer.kv_heads, layer.intermediate) for layer in layers), strict=True))
     name, facts = architecture_for(family.model_types[0])
     equal = all(len(set(entries)) == 1 for entries in widths)
-    if not equal or (any(layer.heads != config.num_attention_heads for layer in layers) and not facts.wide):
+    wider = any(layer.heads != config.num_attention_heads for layer in layers)
+    other = any(layer.heads * head_dim_of(config) != config.hidden_size for layer in layers)
+    if not equal or (wider and not facts.wide) or (other and facts.square):
         name, facts = MIXED_WIDTHS, MIXED_WIDTHS_FACTS
         _require_whole_rotary(config)
     heads, kv_heads, intermediate = widths

@@ -86,7 +86,8 @@ def open_source(source: str, ability: Ability, *, trust_remote_code: bool = Fals
         if file is None:
             blank, tensors = open_checkpoint(path, config, trust)
             tensors.require(blank)
-            read, tokenizer = tensors.read, checkpoint.load_tokenizer(path, trust_remote_code=trust)
+            read: Callable[[str], Tensor] = tensors.read
+            tokenizer = checkpoint.load_tokenizer(path, trust_remote_code=trust)
         else:
             blank, tokenizer = blank_model(config, trust_remote_code=trust), None
             shapes = {name: tuple(parameter.shape) for name, parameter in blank.named_parameters()}
