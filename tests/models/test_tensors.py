@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from truedepth.errors import ModelLoadError
+from truedepth.errors import ModelLoadError, UnsupportedModelError
 from truedepth.models.loading.load import load
 from truedepth.models.loading.source import open_source
 
@@ -112,3 +112,15 @@ def test_another_shape_is_refused_by_the_name_in_the_file(checkpoint: Make) -> N
     )
     with pytest.raises(ModelLoadError, match=r"tensor norm\.weight .* has the shape \(3,\)"):
         open_source(name, "checkpoint")
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_codes_of_a_quantiser_are_no_weights(dtype: torch.dtype, name: str, checkpoint: Make) -> None:
+    """Their scales would be ignored; the configuration need not say that there are some."""
+    code = "model.layers.1.mlp.up_proj.weight"
+    folder = written(
+        checkpoint(), lambda tensors: tensors | {code: tensors[code].to(dtype), f"{code}_scale": torch.ones(1)}
+    )
+    for read in (load, lambda source: open_source(source, "checkpoint")):
+        with pytest.raises(UnsupportedModelError, match=f"are quantised: {code} is stored as {name}"):
+            read(folder)

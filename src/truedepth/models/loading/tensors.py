@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from truedepth.errors import ModelLoadError
+from truedepth.errors import ModelLoadError, UnsupportedModelError
 from truedepth.models.loading.checkpoint import check_weights, lacks, weight_files
 from truedepth.models.private_transformers import stored_names
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from truedepth.families import Family
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What weights are stored as, by safetensors' names: a number is a weight, and needs no scale."""
 
 ROWS_AT_ONCE = 8192
 """Rows of two matrices that are compared at once."""
@@ -88,15 +91,23 @@ def open_tensors(folder: Path, blank: PreTrainedModel) -> CheckpointTensors:
 
     Raises:
         ModelLoadError: files are missing, truncated or corrupt.
+        UnsupportedModelError: parameters are stored as codes of a quantiser, whatever the configuration says.
     """
     from safetensors import safe_open
 
     check_weights(folder)
     files: dict[str, Path] = {}
+    types: dict[str, str] = {}
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             files |= dict.fromkeys(file.keys(), path)
+            types |= {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     names = stored_names(blank, files)
+    if codes := [name for name in names.values() if types[name] not in FLOATS]:
+        raise UnsupportedModelError(
+            f"the weights in {folder} are quantised: {codes[0]} is stored as {types[codes[0]]}; truedepth needs float "
+            "weights: give the original checkpoint, or a GGUF file"
+        )
     for tied in _names_of_each(blank):
         for there in [names[name] for name in tied if name in names][:1]:
             names = dict.fromkeys(tied, there) | names
