@@ -38,7 +38,7 @@ ROPES: dict[str, dict[str, Any]] = {
         "long_factor": [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
         "short_factor": [1.0, 1.0, 1.0, 1.0, 1.5, 1.5, 2.0, 2.0],
         "original_max_position_embeddings": ORIGINAL,
-        "factor": 4.0,
+        "factor": 6.0,  # not what the lengths say
     },
     "llama3": {
         "factor": 8.0,

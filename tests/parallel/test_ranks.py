@@ -45,7 +45,7 @@ def ours(result: subprocess.CompletedProcess[str]) -> list[str]:
 
 @pytest.mark.slow
 def test_logits_of_a_checkpoint(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
-    """Each plan's, all loaded at once and sharing what they can; of a head of its own whose flag says that it is tied."""
+    """Each plan's, all loaded at once and sharing what they can; of a head of its own, although the flag says tied."""
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))

@@ -87,7 +87,7 @@ def _yarn(given: dict[str, Any]) -> dict[str, Any]:
 
 def _longrope(given: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
     original = int(given["original_max_position_embeddings"])
-    scale = config.max_position_embeddings / original
+    scale = float(given.get("factor") or config.max_position_embeddings / original)
     # Phi-3's own formula, which llama.cpp wants computed.
     usual = 1.0 if scale <= 1.0 else math.sqrt(1.0 + math.log(scale) / math.log(original))
     return {
