@@ -200,6 +200,7 @@ def test_exports_compute_what_loads(
             )
         file = partial(export_gguf, str(folder), plan, tmp_path / f"{number}.gguf", type="f32")
         if one := exported(case, case.refused_by_gguf(), file):
+            assert ("context (-c)" in str(one.notes)) == (case.rope == "longrope")
             requests.append({"path": str(one.path), "prompt": ids[0].tolist(), "tokens": 1})
             expected.append((case, asked.log_softmax(-1)))
     for (case, logs), answer in zip(expected, llama_cpp(requests), strict=True):

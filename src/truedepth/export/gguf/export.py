@@ -102,7 +102,7 @@ def export_gguf(
             _write(writer, _tensors(opened, plan, layout, rotary), stored, progress)
         finally:
             writer.close()
-    notes = tuple(note for note in (limited, _uneven(stored, type)) if note)
+    notes = tuple(note for note in (limited, rotary.note, _uneven(stored, type)) if note)
     return GgufExport(output, layout.architecture, type, len(layout.heads), context, output.stat().st_size, notes)
 
 

@@ -24,10 +24,12 @@ class Rotary:
     Attributes:
         keys: metadata, without the architecture's prefix.
         tensors: float32 vectors by name.
+        note: what a user should know of it.
     """
 
     keys: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    note: str | None = None
 
 
 def rotary_of(config: PreTrainedConfig, head_dim: int) -> Rotary:
@@ -58,6 +60,9 @@ def rotary_of(config: PreTrainedConfig, head_dim: int) -> Rotary:
         return Rotary(
             keys | _longrope(given, config),
             {name: torch.tensor(values, dtype=torch.float32) for name, values in tensors.items()},
+            f"llama.cpp takes the factors of long texts where its context (-c) has more than "
+            f"{given['original_max_position_embeddings']} tokens, the model where the text has; for short texts as the "
+            "model computes them, use a context of no more",
         )
     raise _unknown(f"by '{kind}'")
 
