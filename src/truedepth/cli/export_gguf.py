@@ -12,8 +12,7 @@ from truedepth.cli.options import (
     examples,
     json_option,
     model_argument,
-    output_option,
-    overwrite_option,
+    new_file_options,
     plan_options,
     print_json,
     trust_remote_code_option,
@@ -30,8 +29,7 @@ from truedepth.cli.options import (
 )
 @model_argument
 @plan_options
-@output_option("Where to write it.", "FILE", folder=False)
-@overwrite_option
+@new_file_options("Where to write it.", required=True)
 @click.option(
     "--type",
     "kind",
@@ -43,14 +41,7 @@ from truedepth.cli.options import (
 @trust_remote_code_option
 @json_option
 def command(
-    model: str,
-    plan: str | None,
-    output: Path,
-    overwrite: bool,
-    kind: str,
-    trust_remote_code: bool,
-    as_json: bool,
-    **how: Any,
+    model: str, plan: str | None, output: Path, kind: str, trust_remote_code: bool, as_json: bool, **how: Any
 ) -> None:
     """Write a model under a plan as a GGUF file, which stock llama.cpp runs. Without --plan, the whole model.
 
@@ -60,14 +51,12 @@ def command(
     from truedepth.export.gguf.types import require_type
     from truedepth.methods.plan_text import read_plan
     from truedepth.models.loading.source import open_source
-    from truedepth.records.files import require_new
     from truedepth.records.progress import terminal
 
     require_type(kind)
-    require_new(output, overwrite=overwrite)
     source = open_source(model, "gguf", trust_remote_code=trust_remote_code)
     depth_plan = read_plan(plan, source.config.num_hidden_layers, **how)
-    written = export_gguf(source, depth_plan, output, type=kind, overwrite=overwrite, progress=terminal)
+    written = export_gguf(source, depth_plan, output, type=kind, progress=terminal)
     if as_json:
         print_json(asdict(written) | {"plan": depth_plan.to_dict()})
         return

@@ -51,17 +51,16 @@ prompt_tokens_option = click.option(
 )
 
 
-def output_option(what: str, metavar: str = "PATH", *, folder: bool = True) -> AnyOption:
-    """`--output`: where to write; a folder is refused where it must be a file."""
-    kind = click.Path(path_type=Path, dir_okay=folder)
-    return click.option("-o", "--output", type=kind, metavar=metavar, required=True, help=what)
+def output_option(what: str, metavar: str = "PATH") -> AnyOption:
+    """`--output`: the folder to write."""
+    return click.option("-o", "--output", type=click.Path(path_type=Path), metavar=metavar, required=True, help=what)
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under this name.")
 """`--overwrite`: without it, an output that exists is refused."""
 
 
-def new_file_options(what: str) -> Callable[[Command], Command]:
+def new_file_options(what: str, *, required: bool = False) -> Callable[[Command], Command]:
     """`--output` for one file, which is refused where it exists already, and `--overwrite`, which takes it."""
 
     def keep(context: click.Context, _: click.Parameter, overwrite: bool) -> None:
@@ -76,7 +75,7 @@ def new_file_options(what: str) -> Callable[[Command], Command]:
 
     file = click.Path(path_type=Path, dir_okay=False)
     return options(
-        click.option("-o", "--output", type=file, metavar="FILE", callback=check, help=what),
+        click.option("-o", "--output", type=file, metavar="FILE", required=required, callback=check, help=what),
         click.option(
             "--overwrite",
             is_flag=True,

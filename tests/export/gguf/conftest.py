@@ -73,7 +73,7 @@ def export(tmp_path: Path) -> Callable[..., Any]:
         from truedepth.export.gguf.export import export_gguf
         from truedepth.methods.plan_text import read_plan
 
-        return export_gguf(str(source), read_plan(plan, layers, **given), tmp_path / name, type=type, overwrite=True)
+        return export_gguf(str(source), read_plan(plan, layers, **given), tmp_path / name, type=type)
 
     return run
 

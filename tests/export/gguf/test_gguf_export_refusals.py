@@ -137,19 +137,6 @@ def test_weights_that_do_not_fit_the_configuration(saved: Make, export: Make, ti
         export(folder)
 
 
-def test_a_file_is_replaced_only_when_asked(saved: Make, tmp_path: Path) -> None:
-    from truedepth.export.gguf.export import export_gguf
-    from truedepth.methods.plan_text import read_plan
-
-    source, output = str(saved("llama")), tmp_path / "out.gguf"
-    output.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"exists already; .*--overwrite"):
-        export_gguf(source, read_plan("exit:2", 6), output)
-    assert output.read_bytes() == b"mine"
-    export_gguf(source, read_plan("exit:2", 6), output, overwrite=True)
-    assert output.read_bytes()[:4] == b"GGUF"
-
-
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_what_was_there(
     error: BaseException, saved: Make, export: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

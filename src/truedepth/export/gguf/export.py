@@ -21,7 +21,7 @@ from truedepth.export.gguf.tokenizer import carry_over, write_tokenizer
 from truedepth.export.gguf.types import Stored, encode, file_type, require_type, stored_as
 from truedepth.models.gguf.architectures import EMBEDDING, OUTPUT
 from truedepth.models.loading.source import Source, open_source
-from truedepth.records.files import output_error, require_new, written_aside
+from truedepth.records.files import output_error, written_aside
 from truedepth.records.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ def export_gguf(
     output: str | Path,
     *,
     type: str = "f16",
-    overwrite: bool = False,
     progress: Progress = silent,
 ) -> GgufExport:
     """Write a plan on a model as a GGUF file, holding a few layers in memory at a time.
@@ -69,9 +68,8 @@ def export_gguf(
         source: whatever `truedepth.load` takes, or a model opened by `open_source`.
         plan: groups in form `lp` become wide layers; a plan that only skips layers or merges them keeps the model's
             architecture.
-        output: the file.
+        output: the file; an earlier one of that name is replaced when the new one is whole.
         type: of the matrices: see `gguf_types.TYPES`.
-        overwrite: an earlier file of that name is replaced when the new one is whole.
 
     Raises:
         UsageError: gguf-py cannot write this type, or its numbers have no room for the model's.
@@ -79,7 +77,7 @@ def export_gguf(
         UnsupportedModelError: llama.cpp has no architecture for what the plan makes of this family, or the tokenizer
             cannot be written.
         ModelLoadError: the model cannot be found or read.
-        OutputError: the file exists and is not to be replaced, cannot be written, or lies inside of the model.
+        OutputError: the file cannot be written, or lies inside of the model.
     """
     from truedepth.models.fuse import fused_layers
     from truedepth.models.loading.quiet import quiet_transformers
@@ -88,7 +86,6 @@ def export_gguf(
     opened = open_source(source, "gguf") if isinstance(source, str) else source
     opened.family.require("gguf")
     opened.require_apart(output)
-    require_new(output, overwrite=overwrite)
     layers = list(fused_layers(opened.blank.__getitem__, opened.config, opened.family, plan))
     layout = layout_of(opened.config, opened.family, layers)
     rotary = rotary_of(opened.config, layout.head_dim)
