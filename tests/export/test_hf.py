@@ -264,6 +264,33 @@ def test_output_folders_that_are_refused(tmp_path: Path, tiny_checkpoint: Any) -
         export_hf(str(folder), plan_of(WIDE), tmp_path / "file" / "wide")
 
 
+def test_an_earlier_export_is_replaced_when_asked(tmp_path: Path, tiny_checkpoint: Any) -> None:
+    """And nothing else: not what somebody put beside it, and not a folder that no export has written."""
+    folder, _ = tiny_checkpoint("llama")
+    output, mine = tmp_path / "out", tmp_path / "mine"
+    export_hf(str(folder), plan_of(WIDE), output)
+    before = (output / "config.json").read_bytes()
+    mine.mkdir()
+    (output / "notes.txt").touch()
+    for there, message in ((output, r"truedepth has not written notes\.txt in it"), (mine, "delete it yourself")):
+        with pytest.raises(OutputError, match=message):
+            export_hf(str(folder), plan_of("0-2"), there, overwrite=True)
+    assert (output / "config.json").read_bytes() == before and mine.is_dir()
+    (output / "notes.txt").unlink()
+    export_hf(str(folder), plan_of("0-2"), output, overwrite=True)
+    assert json.loads((output / "config.json").read_text())["num_hidden_layers"] == 3
+    assert not list(output.glob("*.py"))  # the earlier one's
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out", folder.name]
+
+
+def test_written_files_have_the_modes_of_the_umask(tmp_path: Path, tiny_checkpoint: Any) -> None:
+    folder, _ = tiny_checkpoint("llama")
+    export_hf(str(folder), plan_of(WIDE), tmp_path / "out")
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {plain.stat().st_mode}
+
+
 def test_wrong_types_and_models(tmp_path: Path, tiny_checkpoint: Any) -> None:
     folder, _ = tiny_checkpoint("llama")
     with pytest.raises(UsageError, match="unknown dtype 'int8'"):

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from truedepth.errors import OutputError
-from truedepth.records.files import prepare_output, write_atomic
+from truedepth.records.files import (
+    CONTENTS,
+    folder_written_aside,
+    prepare_output,
+    require_new,
+    write_atomic,
+    written_aside,
+)
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
@@ -142,3 +152,98 @@ class TestPrepareOutput:
         monkeypatch.setattr(Path, "write_bytes", write_bytes)
         with pytest.raises(OutputError, match=remedy):
             prepare_output(tmp_path)
+
+
+class TestOutputs:
+    """What a command writes as a whole: a file or a folder under a name that the user gives."""
+
+    def test_what_exists_is_taken_only_when_asked(self, tmp_path: Path) -> None:
+        for there in (tmp_path / "file", tmp_path / "link", tmp_path):
+            (tmp_path / "file").touch()
+            (tmp_path / "link").unlink(missing_ok=True)
+            (tmp_path / "link").symlink_to("nowhere")
+            with pytest.raises(OutputError, match=rf"{there} exists already; .*--overwrite"):
+                require_new(there, overwrite=False)
+            require_new(there, overwrite=True)
+        require_new(tmp_path / "new", overwrite=False)
+
+    def test_a_folder_of_ours_is_replaced_as_a_whole(self, tmp_path: Path) -> None:
+        for name in ("first", "second"):
+            with folder_written_aside(tmp_path / "out", overwrite=True) as folder:
+                (folder / name).touch()
+        assert sorted(os.listdir(tmp_path / "out")) == [CONTENTS, "second"]
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_nothing_of_somebody_elses_is_deleted(self, tmp_path: Path) -> None:
+        with folder_written_aside(tmp_path / "out") as folder:
+            (folder / "ours").touch()
+        (tmp_path / "out" / "sub").mkdir()
+        (tmp_path / "out" / "sub" / "mine").touch()
+        (tmp_path / "other").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "out")
+        for name, message in (("out", "not written sub/mine in it"), ("other", "delete it"), ("link", "delete it")):
+            with pytest.raises(OutputError, match=message), folder_written_aside(tmp_path / name, overwrite=True):
+                raise AssertionError("it should not begin")
+        assert (tmp_path / "out" / "sub" / "mine").exists()
+
+    def test_what_appears_meanwhile_stays(self, tmp_path: Path) -> None:
+        def write() -> None:
+            with folder_written_aside(tmp_path / "out"):
+                (tmp_path / "out").mkdir()
+
+        with pytest.raises(OutputError, match="exists already"):
+            write()
+        assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == []
+
+    def test_a_failure_keeps_the_earlier_folder(self, tmp_path: Path) -> None:
+        def write(content: str, error: BaseException | None = None) -> None:
+            with folder_written_aside(tmp_path / "out", overwrite=True) as folder:
+                (folder / "a").write_text(content)
+                if error:
+                    raise error
+
+        write("old")
+        for error in (KeyboardInterrupt(), OSError(errno.ENOSPC, "full")):
+            with pytest.raises((KeyboardInterrupt, OutputError)):
+                write("new", error)
+        assert (tmp_path / "out" / "a").read_text() == "old"
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_modes_follow_the_umask(self, tmp_path: Path) -> None:
+        before = os.umask(0o027)
+        try:
+            with folder_written_aside(tmp_path / "out") as folder:
+                for private in (folder / "weights", folder / "sub" / "weights"):
+                    private.parent.mkdir(exist_ok=True)
+                    private.touch(mode=0o600)
+            with written_aside(tmp_path / "file") as file:
+                file.touch(mode=0o600)
+        finally:
+            os.umask(before)
+        files = [tmp_path / "file", tmp_path / "out" / "weights", tmp_path / "out" / "sub" / "weights"]
+        assert [oct(path.stat().st_mode & 0o777) for path in (*files, tmp_path / "out")] == ["0o640"] * 3 + ["0o750"]
+
+    def test_what_a_killed_process_left_goes_with_the_next_run(self, tmp_path: Path) -> None:
+        """And what a live one is writing stays, and so does what is of another output."""
+        code = (
+            "import os, sys, pathlib; from truedepth.records.files import folder_written_aside\n"
+            "with folder_written_aside(pathlib.Path(sys.argv[1])) as folder:\n"
+            "    (folder / 'half').touch(); print('there', flush=True); sys.stdin.read()"
+        )
+        start = partial(subprocess.Popen, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        outputs = [tmp_path / name for name in ("out", "out", "out.gguf")]
+        killed, live, other = (start([sys.executable, "-c", code, str(output)]) for output in outputs)
+        for process in (killed, live, other):
+            assert process.stdout.readline() == "there\n"
+        killed.kill()
+        other.kill()
+        killed.communicate()
+        other.communicate()
+        write_atomic(tmp_path / "out.txt", "x")
+        assert len(list(tmp_path.glob(".out.*.part"))) == 3
+        with folder_written_aside(tmp_path / "out"):
+            assert len(list(tmp_path.glob(".out.*.part"))) == 3  # the live one's, ours, and the other output's
+        assert len(list(tmp_path.glob(".out.gguf.*.part"))) == 1
+        live.communicate("")
+        assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".part") == ["out", "out.txt"]
+        assert len(list(tmp_path.glob(".*.part"))) == 1

@@ -71,6 +71,8 @@ class TestRun:
         assert [step for step, _ in results.series("loss")] == [2, 4, 6]
         assert [step for step, _ in results.series("eval_loss_exit_4")] == [0, 3, 6]
         assert all(0 <= value <= 1 for _, value in results.series("eval_agreement_exit_2"))
+        recipe = (folder / "recipe.yaml").stat().st_mode
+        assert {path.stat().st_mode for path in folder.rglob("*") if path.is_file()} == {recipe}
 
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]

@@ -12,7 +12,7 @@ from truedepth.cli.options import (
     examples,
     json_option,
     model_argument,
-    output_option,
+    new_file_options,
     plan_options,
     print_json,
     trust_remote_code_option,
@@ -29,7 +29,7 @@ from truedepth.cli.options import (
 )
 @model_argument
 @plan_options
-@output_option("Where to write it.", "FILE", folder=False)
+@new_file_options("Where to write it.", required=True)
 @click.option(
     "--type",
     "kind",

@@ -14,6 +14,7 @@ from truedepth.cli.options import (
     json_option,
     model_argument,
     output_option,
+    overwrite_option,
     plan_options,
     print_json,
     trust_remote_code_option,
@@ -34,12 +35,20 @@ if TYPE_CHECKING:
 )
 @model_argument
 @plan_options
-@output_option("Folder to write, which must not exist.", "DIR")
+@output_option("Folder to write.", "DIR")
+@overwrite_option
 @dtype_option("keeps the model's")
 @trust_remote_code_option
 @json_option
 def command(
-    model: str, plan: str | None, output: Path, dtype: str, trust_remote_code: bool, as_json: bool, **how: Any
+    model: str,
+    plan: str | None,
+    output: Path,
+    overwrite: bool,
+    dtype: str,
+    trust_remote_code: bool,
+    as_json: bool,
+    **how: Any,
 ) -> None:
     """Write a model under a plan as a checkpoint. Without --plan, the whole model.
 
@@ -49,14 +58,16 @@ def command(
     from truedepth.export.hf.export import ABILITY, export_hf
     from truedepth.methods.plan_text import read_plan
     from truedepth.models.loading.source import open_source
+    from truedepth.records.files import require_new
     from truedepth.records.progress import terminal
     from truedepth.search.plan_results import RESULTS_FILE, Results
 
+    require_new(output, overwrite=overwrite)
     source = open_source(model, ABILITY, trust_remote_code=trust_remote_code)
     chosen = read_plan(plan, source.config.num_hidden_layers, **how)
     results = Path(plan) / RESULTS_FILE if plan is not None else None
     measured = Results.load(results) if results is not None and results.is_file() else None
-    written = export_hf(source, chosen, output, dtype=dtype, measured=measured, progress=terminal)
+    written = export_hf(source, chosen, output, dtype=dtype, measured=measured, overwrite=overwrite, progress=terminal)
     if as_json:
         print_json(asdict(written) | {"plan": chosen.to_dict()})
     else:

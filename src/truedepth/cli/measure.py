@@ -17,7 +17,7 @@ from truedepth.cli.options import (
     json_option,
     load_model,
     loading_options,
-    output_option,
+    new_file_options,
     plan_options,
     print_json,
     prompt_tokens_option,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 @click.option("--quality", is_flag=True, help="Also judge perplexity, KL divergence and agreement.")
 @text_option("Judge quality on this text (UTF-8).")
 @click.option("--profile", is_flag=True, help="Measure the hardware profile of this machine instead of a model.")
-@output_option("Write the profile to this file.", required=False)
+@new_file_options("Write the profile to this file.")
 @loading_options
 @json_option
 def command(

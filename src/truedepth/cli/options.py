@@ -51,10 +51,40 @@ prompt_tokens_option = click.option(
 )
 
 
-def output_option(what: str, metavar: str = "PATH", *, required: bool = True, folder: bool = True) -> AnyOption:
-    """`--output`: where to write; a folder is refused where it must be a file."""
-    kind = click.Path(path_type=Path, dir_okay=folder)
-    return click.option("-o", "--output", type=kind, metavar=metavar, required=required, help=what)
+def output_option(what: str, metavar: str = "PATH") -> AnyOption:
+    """`--output`: the folder to write."""
+    return click.option("-o", "--output", type=click.Path(path_type=Path), metavar=metavar, required=True, help=what)
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what is there under this name.")
+"""`--overwrite`: without it, an output that exists is refused."""
+
+
+def new_file_options(what: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """`--output` for one file, which is refused where it exists already, and `--overwrite`, which takes it."""
+
+    def keep(context: click.Context, _: click.Parameter, overwrite: bool) -> None:
+        context.meta[__name__] = overwrite
+
+    def check(context: click.Context, _: click.Parameter, output: Path | None) -> Path | None:
+        from truedepth.records.files import require_new
+
+        if output is not None:
+            require_new(output, overwrite=context.meta[__name__])
+        return output
+
+    file = click.Path(path_type=Path, dir_okay=False)
+    return options(
+        click.option("-o", "--output", type=file, metavar="FILE", required=required, callback=check, help=what),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            is_eager=True,  # so that `check` knows it
+            expose_value=False,
+            callback=keep,
+            help="Replace the file where it exists.",
+        ),
+    )
 
 
 def text_option(what: str) -> AnyOption:

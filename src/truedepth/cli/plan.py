@@ -16,8 +16,8 @@ from truedepth.cli.options import (
     json_option,
     load_model,
     loading_options,
+    new_file_options,
     options,
-    output_option,
     print_json,
     text_option,
     trust_remote_code_option,
@@ -28,9 +28,7 @@ from truedepth.methods.registry import all_methods, get_method
 from truedepth.plan import DepthPlan
 from truedepth.report import draw_plan
 
-_output_options = options(
-    output_option("Write the plan to a plan.yaml.", "FILE", required=False, folder=False), json_option
-)
+_output_options = options(new_file_options("Write the plan to a plan.yaml."), json_option)
 
 
 class MethodGroup(click.Group):

@@ -15,6 +15,7 @@ from truedepth.cli.options import (
     loading_options,
     model_argument,
     output_option,
+    overwrite_option,
     print_json,
 )
 
@@ -37,17 +38,27 @@ from truedepth.cli.options import (
 )
 @click.option("--size", type=AT_LEAST_1, default=8192, show_default=True, help="How many tokens to keep.")
 @output_option("Where to write it; may be the checkpoint's own folder.", "FOLDER")
+@overwrite_option
 @loading_options
 @json_option
-def command(model: str, files: tuple[Path, ...], size: int, output: Path, as_json: bool, **loading: Any) -> None:
+def command(
+    model: str, files: tuple[Path, ...], size: int, output: Path, overwrite: bool, as_json: bool, **loading: Any
+) -> None:
     """Make a draft vocabulary: the tokens that a draft may propose.
 
     A draft that reads fewer rows of the LM head is cheaper. Nothing is lost, since the whole head verifies; a token
     outside the part is merely never drafted.
     """
-    from truedepth.engine.drafts.heads.vocabulary import build_vocabulary, end_ids_of, vocabulary_size_of
+    from truedepth.engine.drafts.heads.vocabulary import (
+        VOCABULARY_FILES,
+        build_vocabulary,
+        end_ids_of,
+        vocabulary_size_of,
+    )
     from truedepth.evaluation.texts import read_text_file
+    from truedepth.records.files import require_new
 
+    require_new(output / f"{VOCABULARY_FILES}.json", overwrite=overwrite)
     texts = [read_text_file(file) for file in files]
     loaded = load_model(model, **loading)
     whole = vocabulary_size_of(loaded.model)

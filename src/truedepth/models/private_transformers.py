@@ -10,7 +10,7 @@ Exported checkpoints carry `modeling_truedepth.py`, which uses none of this.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -36,6 +36,32 @@ def attention_implementation(config: PreTrainedConfig, name: str) -> Iterator[No
 def init_module(model: PreTrainedModel, module: nn.Module) -> None:
     """Give a module of a model the values that no checkpoint holds, as transformers does after loading."""
     model._init_weights(module)
+
+
+def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """The tensor of a checkpoint that each parameter and buffer is loaded from, as `from_pretrained` tells by names.
+
+    Tensors whose values are made of several stored ones are left out, and so are those that nothing is loaded from.
+
+    Args:
+        model: on the meta device.
+        stored: all names in the checkpoint.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+    rules: list[Any] = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    wanted = model.state_dict()
+    found: dict[str, str] = {}
+    for name in sorted(stored, key=dot_natural_key):
+        new, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
+        if new not in wanted and name in wanted:
+            new, converted = rename_source_key(name, [], [], model.base_model_prefix, wanted)
+        if new in wanted and converted is None:
+            found.setdefault(new, name)  # of several, the first is loaded
+    return found
 
 
 def is_quantized(model: Any) -> bool:
@@ -67,6 +93,15 @@ transformers.PreTrainedModel._init_weights
 transformers.PreTrainedModel.hf_quantizer
     tells weights from a quantizer's codes, whose mean would be nonsense
     tests/models/test_rewire_restore.py::test_merge_of_quantized_layers_is_refused
+transformers.conversion_mapping.get_model_conversion_mapping
+    the rules by which tensors of a checkpoint are renamed, for models that are read tensor by tensor
+    tests/models/test_tensors.py::test_names_that_load_also_open
+transformers.core_model_loading.rename_source_key
+    applies these rules, and puts the name of the model without its head in front or takes it away
+    tests/models/test_tensors.py::test_names_that_load_also_open
+transformers.core_model_loading.dot_natural_key
+    the order in which tensors are looked at, of which the first of a name is loaded
+    tests/models/test_tensors.py::test_names_that_load_also_open
 transformers.models.llama.modeling_llama.LlamaDecoderLayer.forward
     layers are called with attention_mask, position_ids, past_key_values and position_embeddings, by these names
     tests/models/test_rewire_equations.py::test_plan_equals_its_equations

@@ -19,7 +19,7 @@ from truedepth.measuring.machine import machine_record
 from truedepth.models.loading.load import LoadedModel
 from truedepth.models.loading.quiet import quiet_transformers
 from truedepth.models.record import ModelRecord
-from truedepth.records.files import prepare_output, write_atomic
+from truedepth.records.files import prepare_output, usual_modes, write_atomic
 from truedepth.records.progress import Progress, silent
 from truedepth.records.recipe import RECIPE_FILE
 from truedepth.records.version import VERSION
@@ -147,6 +147,8 @@ def save_model(training: Training[Any], trainer: DepthTrainer, model: PreTrained
     """
     final, aside = training.folder / MODEL_FOLDER, training.folder / f".{MODEL_FOLDER}.part"
     with named_failures(aside, final, training.folder), quiet_transformers():
+        if training.is_first:
+            shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
         if model is None:
             trainer.save_model(str(aside))
         elif training.is_first:
@@ -154,6 +156,7 @@ def save_model(training: Training[Any], trainer: DepthTrainer, model: PreTrained
             training.loaded.tokenizer.save_pretrained(aside)
         if training.is_first:
             (aside / "training_args.bin").unlink(missing_ok=True)  # transformers' own, a pickle
+            usual_modes(aside)
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
     return final

@@ -1,15 +1,8 @@
-"""Stock llama.cpp loads exported files and computes what transformers computes.
-
-It comes in the package `xllamacpp`, which truedepth does not depend on; without it these tests are skipped.
-"""
+"""Stock llama.cpp loads exported files and computes what transformers computes."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +13,6 @@ from truedepth.methods.plan_text import read_plan
 from truedepth.models.loading.embedded import DEFAULT, embedded_model
 
 Make = Callable[..., Any]
-
-pytestmark = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="llama.cpp is not here: pip install xllamacpp")
-
-# Reads {"path": ..., "prompt": ids, "tokens": n} a line; writes [[id, {id: log-probability of the likeliest}], ...].
-SERVE = """
-import json, sys, xllamacpp
-for line in sys.stdin:
-    asked = json.loads(line)
-    params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = asked["path"], 256, 1
-    params.warmup, params.cache_ram_mib = False, 0
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-    server = xllamacpp.Server(params)
-    answer = server.handle_completions({"prompt": asked["prompt"], "n_predict": asked["tokens"], "temperature": 0,
-                                        "ignore_eos": True, "cache_prompt": False, "logprobs": 8})
-    chosen = answer["choices"][0]["logprobs"]["content"]
-    likely = [[t["id"], {str(o["id"]): o["logprob"] for o in t["top_logprobs"]}] for t in chosen]
-    print("\\nANSWER" + json.dumps(likely), flush=True)
-"""
-
-
-def asked_of_llama_cpp(requests: list[dict[str, Any]]) -> list[list[tuple[int, dict[str, float]]]]:
-    lines = "\n".join(json.dumps(request) for request in requests)
-    run = subprocess.run([sys.executable, "-c", SERVE], input=lines, capture_output=True, text=True, check=False)
-    answers = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("ANSWER")]
-    assert len(answers) == len(requests), run.stderr[-2000:]
-    return answers
-
 
 # Architecture, plan, and options of a tiny model.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -98,7 +62,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.slow
-def test_tiny_models_have_the_same_probabilities(saved: Make, export: Make, token_ids: Make) -> None:
+def test_tiny_models_have_the_same_probabilities(saved: Make, export: Make, token_ids: Make, llama_cpp: Make) -> None:
     """Every architecture that is written, at the first token after a prompt of 40. llama.cpp's attention rounds to
     float16 on the way; a mistake in a layout changes the logarithms by whole numbers."""
     import shutil
@@ -117,14 +81,14 @@ def test_tiny_models_have_the_same_probabilities(saved: Make, export: Make, toke
             expected.append(model(prompt).logits[0, -1].log_softmax(-1))  # (V,)
         requests.append({"path": str(written.path), "prompt": prompt[0].tolist(), "tokens": 1})
         shutil.rmtree(folder)
-    for name, answer, logs in zip(CASES, asked_of_llama_cpp(requests), expected, strict=True):
+    for name, answer, logs in zip(CASES, llama_cpp(requests), expected, strict=True):
         for token, log in answer[0][1].items():
             assert abs(log - logs[int(token)]) < 1e-2, name
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not embedded_model(DEFAULT).installed, reason=f"{DEFAULT} is not installed")  # type: ignore[union-attr]
-def test_smollm2_writes_the_same_tokens(tmp_path: Path) -> None:
+def test_smollm2_writes_the_same_tokens(tmp_path: Path, llama_cpp: Make) -> None:
     from truedepth.export.gguf.export import export_gguf
 
     loaded = truedepth.load(DEFAULT)
@@ -139,4 +103,4 @@ def test_smollm2_writes_the_same_tokens(tmp_path: Path) -> None:
             requests.append({"path": str(path), "prompt": prompt.input_ids[0].tolist(), "tokens": 8})
             tokens = loaded.model.generate(**prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
             expected.append(tokens[0, prompt.input_ids.shape[1] :].tolist())
-    assert [[token for token, _ in answer] for answer in asked_of_llama_cpp(requests)] == expected
+    assert [[token for token, _ in answer] for answer in llama_cpp(requests)] == expected

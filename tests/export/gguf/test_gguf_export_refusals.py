@@ -160,3 +160,10 @@ def test_an_interrupted_export_leaves_what_was_there(
     assert len(names) == 20
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.gguf"]
     assert (tmp_path / "out.gguf").read_bytes() == before
+
+
+def test_part_of_a_head_is_rotated_in_phi_3_only(saved: Make, export: Make) -> None:
+    """transformers computes other families as if nothing had been said, and llama.cpp would not load the file."""
+    folder = saved("llama", partial_rotary_factor=0.5)
+    with pytest.raises(UnsupportedModelError, match=r"rotates 50% of each head.*'llama' all of it"):
+        export(folder)

@@ -99,7 +99,7 @@ def export_gguf(
             _write(writer, _tensors(opened, plan, layout, rotary), stored, progress)
         finally:
             writer.close()
-    notes = tuple(note for note in (limited, _uneven(stored, type)) if note)
+    notes = tuple(note for note in (limited, rotary.note, _uneven(stored, type)) if note)
     return GgufExport(output, layout.architecture, type, len(layout.heads), context, output.stat().st_size, notes)
 
 
@@ -119,10 +119,12 @@ def _tensors(
     yield from rotary.tensors.items()
     for index, layer in enumerate(fused_layers(precise, source.config, family, plan)):
         yield from layout.block(index, layer)
-    after = [f"{family.final_norm}.weight", f"{family.head}.weight", f"{family.head}.bias"]
-    for name in after:
-        if name in source.blank:  # a tied head has none of its own
+    head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
+    for name in (f"{family.final_norm}.weight", head, f"{family.head}.bias"):
+        if name in source.blank:
             yield from layout.outside({name: read(name)})
+        elif name == head and layout.facts.head_required:
+            yield from layout.outside({name: read(embedding)})
 
 
 def _writer(path: Path, source: Source, plan: DepthPlan, layout: Layout, rotary: Rotary, type: str) -> GGUFWriter:
@@ -148,9 +150,10 @@ def _add_tensors(
 ) -> dict[str, Stored]:
     """Tell the writer what will come; its header has the offset of every tensor."""
     tied = f"{source.family.head}.weight" not in source.blank
+    heads = {OUTPUT, EMBEDDING} if tied else {OUTPUT}
     stored: dict[str, Stored] = {}
     for name, tensor in tensors:
-        entry = stored_as(type, tuple(tensor.shape), head=name == (EMBEDDING if tied else OUTPUT))
+        entry = stored_as(type, tuple(tensor.shape), head=name in heads)
         writer.add_tensor_info(name, entry.byte_shape, entry.dtype, entry.nbytes, raw_dtype=entry.kind)
         stored[name] = entry
     return stored

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from truedepth.families import Family
     from truedepth.models.fuse import WideLayer
 
+PARTIAL_ROTARY = "phi3"
+"""The architecture, and the model type, that rotates a part of each head."""
 _BLOCK = re.compile(r"blk\.\d+\.(\w+)\.(weight|bias)")
 
 
@@ -93,7 +95,7 @@ class Layout:
         )
         if self.architecture == MIXED_WIDTHS:
             why += (
-                f", and its architecture '{self.family.name}' none for layers of different widths; use a plan that "
+                f", and its architecture '{self.family.name}' none for layers of such widths; use a plan that "
                 "only skips layers, or export the wide layers with 'truedepth export hf'"
             )
         else:
@@ -126,20 +128,24 @@ def layout_of(config: PreTrainedConfig, family: Family, layers: list[WideLayer])
     widths = tuple(zip(*((layer.heads, layer.kv_heads, layer.intermediate) for layer in layers), strict=True))
     name, facts = architecture_for(family.model_types[0])
     equal = all(len(set(entries)) == 1 for entries in widths)
-    if not equal or (any(layer.heads != config.num_attention_heads for layer in layers) and not facts.wide):
+    wider = any(layer.heads != config.num_attention_heads for layer in layers)
+    other = any(layer.heads * head_dim_of(config) != config.hidden_size for layer in layers)
+    if not equal or (wider and not facts.wide) or (other and facts.square):
         name, facts = MIXED_WIDTHS, MIXED_WIDTHS_FACTS
-        _require_whole_rotary(config)
+    _require_whole_rotary(config, name)
     heads, kv_heads, intermediate = widths
     layout = Layout(name, facts, heads, kv_heads, intermediate, head_dim_of(config), family)
     _require_positions(config, layers, layout)
     return layout
 
 
-def _require_whole_rotary(config: PreTrainedConfig) -> None:
-    if (share := config.rope_parameters.get("partial_rotary_factor", 1.0)) != 1.0:
+def _require_whole_rotary(config: PreTrainedConfig, architecture: str) -> None:
+    share = config.rope_parameters.get("partial_rotary_factor", 1.0)
+    if share != 1.0 and architecture != PARTIAL_ROTARY:
+        otherwise = "a plan that only skips layers, or " if config.model_type == PARTIAL_ROTARY else ""
         raise UnsupportedModelError(
-            f"the model rotates {share:.0%} of each head, but llama.cpp's architecture '{MIXED_WIDTHS}' for layers of "
-            "different widths rotates all; use a plan that only skips layers, or 'truedepth export hf'"
+            f"the model's configuration rotates {share:.0%} of each head, but llama.cpp's architecture "
+            f"'{architecture}' all of it; use {otherwise}'truedepth export hf'"
         )
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedConfig
 
+BETA_FAST, BETA_SLOW = 32.0, 1.0
+"""What llama.cpp and transformers take for YaRN where nothing is said."""
+
 
 @dataclass(frozen=True)
 class Rotary:
@@ -21,10 +24,12 @@ class Rotary:
     Attributes:
         keys: metadata, without the architecture's prefix.
         tensors: float32 vectors by name.
+        note: what a user should know of it.
     """
 
     keys: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    note: str | None = None
 
 
 def rotary_of(config: PreTrainedConfig, head_dim: int) -> Rotary:
@@ -55,13 +60,17 @@ def rotary_of(config: PreTrainedConfig, head_dim: int) -> Rotary:
         return Rotary(
             keys | _longrope(given, config),
             {name: torch.tensor(values, dtype=torch.float32) for name, values in tensors.items()},
+            f"llama.cpp takes the factors of long texts where its context (-c) has more than "
+            f"{given['original_max_position_embeddings']} tokens, the model where the text has; for short texts as the "
+            "model computes them, use a context of no more",
         )
     raise _unknown(f"by '{kind}'")
 
 
 def _yarn(given: dict[str, Any]) -> dict[str, Any]:
     factor = float(given["factor"])
-    # llama.cpp has no key for these; it computes the attention factor from the factor, and rounds the bounds.
+    # llama.cpp has no key for these, or reads it in other architectures only; it computes the attention factor from
+    # the factor, and rounds the bounds.
     usual = 0.1 * math.log(factor) + 1.0
     if (
         not math.isclose(given.get("attention_factor") or usual, usual)
@@ -69,20 +78,21 @@ def _yarn(given: dict[str, Any]) -> dict[str, Any]:
         or given.get("mscale_all_dim")
     ):
         raise _unknown("by 'yarn' with an attention factor of its own")
+    betas = float(given.get("beta_fast") or BETA_FAST), float(given.get("beta_slow") or BETA_SLOW)
+    if betas != (BETA_FAST, BETA_SLOW):
+        raise _unknown("by 'yarn' with a beta_fast or beta_slow of its own")
     if not given.get("truncate", True):
         raise _unknown("by 'yarn' with bounds that are not rounded")
     return {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": int(given["original_max_position_embeddings"]),
-        "rope.scaling.yarn_beta_fast": float(given.get("beta_fast") or 32.0),
-        "rope.scaling.yarn_beta_slow": float(given.get("beta_slow") or 1.0),
     }
 
 
 def _longrope(given: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
     original = int(given["original_max_position_embeddings"])
-    scale = config.max_position_embeddings / original
+    scale = float(given.get("factor") or config.max_position_embeddings / original)
     # Phi-3's own formula, which llama.cpp wants computed.
     usual = 1.0 if scale <= 1.0 else math.sqrt(1.0 + math.log(scale) / math.log(original))
     return {

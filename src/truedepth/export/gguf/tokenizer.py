@@ -73,8 +73,8 @@ def _write_byte_level(writer: GGUFWriter, tokenizer: Any, description: dict[str,
     writer.add_tokenizer_pre(split)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
-    if merges := [" ".join(pair) for pair in _merges(description)]:
-        writer.add_token_merges(merges)
+    # llama.cpp wants a merge at least; what a text is split into is never this pair.
+    writer.add_token_merges([" ".join(pair) for pair in _merges(description)] or ["<none> <none>"])
 
 
 def _write_sentencepiece(writer: GGUFWriter, tokenizer: Any, description: dict[str, Any], size: int) -> None:

@@ -42,6 +42,7 @@ def export_hf(
     *,
     dtype: str = "auto",
     measured: Results | None = None,
+    overwrite: bool = False,
     trust_remote_code: bool = False,
     progress: Progress = silent,
 ) -> HfExport:
@@ -52,27 +53,28 @@ def export_hf(
     Args:
         source: whatever `truedepth.load` takes, or a model opened by `open_source`.
         plan: groups must be in form `lp`, and become wide layers.
-        output: the folder, which must not exist.
+        output: the folder.
         dtype: `auto` keeps each tensor's type (float32 for what a GGUF file has quantised).
         measured: what the job that found the plan has measured, for the card; ignored if it is of another plan.
+        overwrite: replace an earlier export there.
 
     Raises:
         UsageError: an unknown dtype.
         PlanError: the plan is for another number of layers, or cannot be a checkpoint.
         UnsupportedModelError: the family cannot do what the plan asks for.
         ModelLoadError: the model cannot be found or read.
-        OutputError: the folder exists, lies in the source, or cannot be written.
+        OutputError: the folder exists and is not to be replaced, lies in the source, or cannot be written.
     """
     from truedepth.models.fuse import require_fusable
     from truedepth.models.loading.quiet import quiet_transformers
 
     if dtype not in DTYPES:
         raise UsageError(f"unknown dtype '{dtype}'; choose one of: {', '.join(DTYPES)}")
-    opened = open_source(source, ABILITY, trust_remote_code=trust_remote_code) if isinstance(source, str) else source
     output = Path(output)
+    opened = open_source(source, ABILITY, trust_remote_code=trust_remote_code) if isinstance(source, str) else source
     require_fusable(opened.config, opened.family, plan)
     opened.require_apart(output)
-    with folder_written_aside(output) as folder, quiet_transformers():
+    with folder_written_aside(output, overwrite=overwrite) as folder, quiet_transformers():
         tokenizer = opened.own_tokenizer()
         nbytes = _write_weights(opened, plan, folder, dtype, progress)
         config = _write_config(opened, plan, folder, dtype)

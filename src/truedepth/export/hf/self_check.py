@@ -60,7 +60,7 @@ def self_check(source: Source, plan: DepthPlan, written: Source, tokenizer: PreT
         )
     asked = _final_states(source, plan, ids)
     given = _final_states(written, Plan.full(plan.effective_depth), ids)
-    return _compare(written, asked, given)
+    return _compare(asked, given, _head(source), _head(written))
 
 
 def _final_states(source: Source, plan: DepthPlan, ids: Tensor) -> Tensor:
@@ -91,14 +91,17 @@ def _merging(source: Source, plan: DepthPlan) -> Read:
     return read
 
 
-def _compare(written: Source, asked: Tensor, given: Tensor) -> SelfCheck:
-    """Logits by some rows of the head at a time."""
-    head = f"{written.family.head}.weight"
-    weight = written.read(head if head in written.blank else f"{written.family.embedding}.weight")  # (V, D)
+def _head(source: Source) -> Tensor:
+    """The rows that logits are made by: (V, D)."""
+    own = f"{source.family.head}.weight"
+    return source.read(own if own in source.blank else f"{source.family.embedding}.weight")
+
+
+def _compare(asked: Tensor, given: Tensor, asked_head: Tensor, given_head: Tensor) -> SelfCheck:
+    """Logits by some rows of each one's own head at a time."""
     errors, largest, best = 0.0, 0.0, []
-    for rows in weight.split(ROWS_AT_ONCE):
-        part = rows.float()
-        logits = torch.stack([asked @ part.T, given @ part.T])  # (2, T, rows)
+    for asked_rows, given_rows in zip(asked_head.split(ROWS_AT_ONCE), given_head.split(ROWS_AT_ONCE), strict=True):
+        logits = torch.stack([asked @ asked_rows.float().T, given @ given_rows.float().T])  # (2, T, rows)
         errors = max(errors, float((logits[0] - logits[1]).abs().max()))
         largest = max(largest, float(logits.abs().max()))
         best.append(logits.max(-1))

@@ -54,6 +54,8 @@ class Architecture:
         biases: tensors of a block, without `.bias`, whose biases llama.cpp reads.
         rotary_tensors: tensors of factors for rotary embedding that llama.cpp reads.
         wide: whether llama.cpp reads a model whose heads are together wider than its hidden states.
+        square: whether llama.cpp reads only models whose heads are together as wide as their hidden states.
+        head_required: whether llama.cpp wants the LM head in the file where it is the embedding, too.
     """
 
     model_type: str
@@ -68,6 +70,8 @@ class Architecture:
     biases: tuple[str, ...] = ()
     rotary_tensors: tuple[str, ...] = ()
     wide: bool = False
+    square: bool = False
+    head_required: bool = False
 
 
 QKV = ("attn_q", "attn_k", "attn_v")
@@ -83,7 +87,7 @@ ARCHITECTURES = {
         rotary_tensors=(FREQUENCY_FACTORS,),
         wide=True,
     ),
-    "qwen2": Architecture("qwen2", biases=QKV),
+    "qwen2": Architecture("qwen2", biases=QKV, square=True),
     "qwen3": Architecture("qwen3"),
     "qwen3moe": Architecture(
         "qwen3_moe",
@@ -91,11 +95,14 @@ ARCHITECTURES = {
         constants={"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
     ),
     "smollm3": Architecture("smollm3", constants={"no_rope_layer_interval": 4}, interleaved_rotary=True),
-    "olmo2": Architecture("olmo2", refused_keys={"attention.sliding_window": "Olmo 3"}),
+    "olmo2": Architecture(
+        "olmo2", refused_keys={"attention.sliding_window": "Olmo 3"}, square=True, head_required=True
+    ),
     "phi3": Architecture(
         "phi3",
         optional_keys={"rope.scaling.original_context_length": "original_max_position_embeddings"},
         rotary_tensors=(LONG_FACTORS, SHORT_FACTORS),
+        square=True,
     ),
     "gemma2": Architecture(
         "gemma2",

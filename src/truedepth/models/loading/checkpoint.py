@@ -6,7 +6,6 @@ Only safetensors weights are read: pickle files (`.bin`, `.pt`) can run code.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,45 +81,12 @@ def check_weights(folder: Path) -> None:
     Raises:
         ModelLoadError: files are missing, truncated or corrupt, or there are only pickle files.
     """
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         _check_file(file)
 
 
-def tensor_reader(folder: Path, shapes: dict[str, tuple[int, ...]]) -> Callable[[str], torch.Tensor]:
-    """What reads a checkpoint tensor by tensor: by name, in the type in which it is stored, on the CPU.
-
-    Args:
-        shapes: the tensors that are wanted.
-
-    Raises:
-        ModelLoadError: files are missing, truncated or corrupt, or lack one of these tensors in this shape.
-    """
-    from safetensors import safe_open
-
-    check_weights(folder)
-    found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-    for path in _weight_files(folder):
-        with safe_open(path, framework="pt") as file:
-            found |= {name: (path, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
-    if missing := sorted(set(shapes) - set(found)):
-        raise _lacks(folder, missing)
-    for name, shape in shapes.items():
-        if found[name][1] != shape:
-            raise ModelLoadError(
-                f"tensor {name} in {folder} has the shape {found[name][1]}, but config.json asks for {shape}; "
-                "use the model's own config.json"
-            )
-
-    def read(name: str) -> torch.Tensor:
-        # Opened each time: what has been read of an open file stays in memory as long as it is open.
-        with safe_open(found[name][0], framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
-
-    return read
-
-
-def _lacks(folder: Path, missing: list[str]) -> ModelLoadError:
+def lacks(folder: Path, missing: list[str]) -> ModelLoadError:
+    """The error to raise where tensors are missing."""
     return ModelLoadError(
         f"the weights in {folder} lack {len(missing)} of the model's tensors: {listed(missing)}; "
         "the checkpoint is incomplete, or its config.json is of another model"
@@ -151,7 +117,7 @@ def load_weights(
     )
     # transformers fills what is missing with random numbers and only warns.
     if missing := sorted(info["missing_keys"]):
-        raise _lacks(folder, missing)
+        raise lacks(folder, missing)
     if wrong := sorted(info["mismatched_keys"]):
         name, stored, asked = wrong[0]
         raise ModelLoadError(
@@ -187,7 +153,12 @@ def _read(auto: Any, folder: Path, failure: str, trust_remote_code: bool, **opti
         raise ModelLoadError(f"{failure}: {one_line(error)}") from error
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights, in the order in which transformers reads them.
+
+    Raises:
+        ModelLoadError: files are missing, or there are only pickle files.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from truedepth.models.gguf.file import GgufFile
+    from truedepth.models.loading.tensors import CheckpointTensors
 
 GGUF_SUFFIX = ".gguf"
 
@@ -140,6 +141,24 @@ def read_model_config(path: Path, trust: bool) -> tuple[PreTrainedConfig, GgufFi
     return config, file
 
 
+def open_checkpoint(path: Path, config: PreTrainedConfig, trust: bool) -> tuple[PreTrainedModel, CheckpointTensors]:
+    """The model of a checkpoint without its weights, and its tensors to be read one by one.
+
+    Where the checkpoint has an LM head of its own, `config` says so afterwards, as transformers loads it.
+
+    Raises:
+        ModelLoadError: the configuration makes no model, or weight files are missing, truncated or corrupt.
+    """
+    from truedepth.models.loading.tensors import open_tensors
+
+    blank = blank_model(config, trust_remote_code=trust)
+    tensors = open_tensors(path, blank)
+    if config.tie_word_embeddings and tensors.has_own_head(family_of(config)):
+        config.tie_word_embeddings = False
+        blank = blank_model(config, trust_remote_code=trust)
+    return blank, tensors
+
+
 def _refuse_missing(source: str) -> None:
     """Refuse what looks like a path but is none; of a near miss, name the embedded model."""
     names = [model.name for model in embedded_models()]
@@ -165,14 +184,17 @@ def _load_from_hub(name: str, options: _Options) -> LoadedModel:
 def _load_path(path: Path, name: str, options: _Options) -> LoadedModel:
     from truedepth.models.gguf.model import model_of
     from truedepth.models.gguf.tokenizer import tokenizer_of
-    from truedepth.models.loading.checkpoint import check_weights, load_tokenizer, load_weights
+    from truedepth.models.loading.checkpoint import load_tokenizer, load_weights
 
     trust = options.trust_remote_code
     with quiet_transformers():
         config, file = read_model_config(path, trust)
         blank = _check(config, name, options)
         if file is None:
-            check_weights(path)
+            tied = config.tie_word_embeddings
+            open_checkpoint(path, config, trust)
+            if tied != config.tie_word_embeddings:
+                _check(config, name, options)  # a matrix more
             tokenizer = load_tokenizer(path, trust_remote_code=trust)
             model = load_weights(path, config, options.dtype, trust_remote_code=trust)
         else:

@@ -74,7 +74,7 @@ def open_source(source: str, ability: Ability, *, trust_remote_code: bool = Fals
     from truedepth.families import family_of
     from truedepth.models.gguf import weights
     from truedepth.models.loading import checkpoint
-    from truedepth.models.loading.load import blank_model, local_path, read_model_config
+    from truedepth.models.loading.load import blank_model, local_path, open_checkpoint, read_model_config
     from truedepth.models.loading.quiet import quiet_transformers
 
     trust = trust_remote_code
@@ -83,14 +83,16 @@ def open_source(source: str, ability: Ability, *, trust_remote_code: bool = Fals
         config, file = read_model_config(path, trust)
         family = family_of(config)
         family.require(ability)
-        blank = dict(blank_model(config, trust_remote_code=trust).named_parameters())
-        shapes = {name: tuple(tensor.shape) for name, tensor in blank.items()}
         if file is None:
-            read = checkpoint.tensor_reader(path, shapes)
+            blank, tensors = open_checkpoint(path, config, trust)
+            tensors.require(blank)
+            read: Callable[[str], Tensor] = tensors.read
             tokenizer = checkpoint.load_tokenizer(path, trust_remote_code=trust)
         else:
-            read, tokenizer = weights.tensor_reader(file, config, shapes), None
-        return Source(source, path, config, family, dict(blank), read, tokenizer, file)
+            blank, tokenizer = blank_model(config, trust_remote_code=trust), None
+            shapes = {name: tuple(parameter.shape) for name, parameter in blank.named_parameters()}
+            read = weights.tensor_reader(file, config, shapes)
+        return Source(source, path, config, family, dict(blank.named_parameters()), read, tokenizer, file)
 
 
 def _fetched(name: str, ability: Ability, trust: bool) -> Path:

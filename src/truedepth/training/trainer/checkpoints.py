@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint, rotate_checkpoints
 
 from truedepth.errors import OutputError, TrainingError
-from truedepth.records.files import output_error
+from truedepth.records.files import output_error, usual_modes
 from truedepth.records.messages import one_line
 from truedepth.training.trainer.figures import Meter
 
@@ -88,6 +88,7 @@ def put_in_place(aside: Path, folder: Path, step: int, keep: int | None) -> None
         keep: how many checkpoints stay; None keeps all.
     """
     written, final = checkpoint_folder(aside, step), checkpoint_folder(folder, step)
+    usual_modes(written)
     for file in written.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
