@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from truedepth.cli.threads import threads_option
 from truedepth.methods.plan_text import PLAN_FORMATS
 from truedepth.models.loading.placement import DTYPES
 from truedepth.plan import FORMS, PREFILLS
@@ -114,8 +115,9 @@ loading_options = options(
     dtype_option("picks what the device is fast at"),
     click.option("--device", default="auto", show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps."),
     trust_remote_code_option,
+    threads_option,
 )
-"""`--dtype`, `--device` and `--trust-remote-code`: the keyword arguments of `truedepth.load`."""
+"""`--dtype`, `--device` and `--trust-remote-code`: the keyword arguments of `truedepth.load`; and `--threads`."""
 
 LOADING = ("dtype", "device", "trust_remote_code")
 """What `loading_options` pass."""

@@ -1,10 +1,11 @@
-"""What the machine is: the facts that every measured figure is published with."""
+"""What the machine is and how busy: the facts that every measured figure is published with."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +14,9 @@ import transformers
 from pydantic import Field
 
 from truedepth.records.schema import Record
+
+
+_SAMPLE_SECONDS = 0.3
 
 
 class MachineRecord(Record):
@@ -24,6 +28,9 @@ class MachineRecord(Record):
     torch: str
     transformers: str
     threads: int
+    others: float | None = Field(
+        default=None, description="share of the usable cores that other programs took when this was recorded"
+    )
 
 
 def machine_record(device: torch.device, bandwidth: float) -> MachineRecord:
@@ -42,6 +49,46 @@ def machine_record(device: torch.device, bandwidth: float) -> MachineRecord:
         torch=torch.__version__,
         transformers=transformers.__version__,
         threads=torch.get_num_threads(),
+        others=_others_now(),
+    )
+
+
+class OthersWork:
+    """Processor time that other programs take from when this is made."""
+
+    def __init__(self) -> None:
+        self._began, self._own, self._all = time.perf_counter(), _own_seconds(), _busy_seconds()
+
+    def share(self) -> float:
+        """Of the cores that this process may use, 0 to 1."""
+        others = (_busy_seconds() - self._all) - (_own_seconds() - self._own)
+        available = usable_cores() * (time.perf_counter() - self._began)
+        return min(1.0, max(0.0, others / available)) if available > 0 else 0.0
+
+
+def _others_now() -> float:
+    work = OthersWork()
+    time.sleep(_SAMPLE_SECONDS)
+    return round(work.share(), 2)
+
+
+def _own_seconds() -> float:
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def _busy_seconds() -> float:
+    """Of the usable cores, all programs together; what a hypervisor gave to other machines counts too."""
+    cores = psutil.cpu_times(percpu=True)
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
+    # `guest` is a part of `user`, and `iowait` of the time in which nothing ran.
+    idle = {"idle", "iowait", "guest", "guest_nice"}
+    return sum(
+        seconds
+        for core in usable
+        if core < len(cores)
+        for kind, seconds in cores[core]._asdict().items()
+        if kind not in idle
     )
 
 

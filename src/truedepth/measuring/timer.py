@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 import torch
 
+from truedepth.measuring.machine import OthersWork
 from truedepth.records.progress import Progress, silent
 
 Entry = TypeVar("Entry")
@@ -23,6 +25,9 @@ Result = TypeVar("Result")
 
 MINIMUM_ROUNDS = 3
 """Fewer runs than this have no spread worth the name."""
+
+BUSY = 0.1
+"""A larger share of the processors in other programs' hands is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,7 @@ def in_turns(
         progress: shown each run, those that do not count included, under `title`.
     """
     results: dict[Entry, list[Result]] = {entry: [] for entry in entries}
-    began = time.perf_counter()
+    began, others = time.perf_counter(), OthersWork()
     with undisturbed(), progress(title, (rounds + 1) * len(entries)) as advance:
         for entry in reversed(entries):
             warm_up(entry) if warm_up is not None else run(entry, 0)
@@ -71,7 +76,18 @@ def in_turns(
             for entry in reversed(entries) if turn % 2 else entries:
                 results[entry].append(run(entry, turn))
                 advance()
+    _warn_if_busy(others.share())
     return {entry: tuple(own) for entry, own in results.items()}
+
+
+def _warn_if_busy(others: float) -> None:
+    """Say once that figures cannot be trusted. Fellow ranks count as others, so there it is not said."""
+    if others > BUSY and not torch.distributed.is_initialized():
+        warnings.warn(
+            f"other programs took {others:.0%} of this machine's processors during the timings, so speeds are lower and "
+            "less certain than they could be; stop those programs and measure again",
+            stacklevel=3,
+        )
 
 
 @contextmanager
