@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 import click
 
@@ -30,6 +34,8 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130
+
+_PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass
@@ -74,7 +80,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 done, 1 the job failed, 2 wrong usage, 130 interrupted."""
     settings = Settings()
     try:
-        returned = cli.main(args, prog_name="truedepth", standalone_mode=False, obj=settings)
+        with _own_warnings():
+            returned = cli.main(args, prog_name="truedepth", standalone_mode=False, obj=settings)
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if settings.debug and not isinstance(error, click.Abort):
@@ -83,6 +90,31 @@ def main(args: list[str] | None = None) -> NoReturn:
         _drop_unwritable_output()
         sys.exit(exit_code)
     sys.exit(returned if isinstance(returned, int) else 0)
+
+
+@contextmanager
+def _own_warnings() -> Iterator[None]:
+    """Show what truedepth warns of as a sentence, without the line of code that says so."""
+    show = warnings.showwarning
+
+    def show_plainly(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(_PACKAGE):
+            click.echo(f"truedepth: warning: {message}", err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_plainly
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def _drop_unwritable_output() -> None:

@@ -17,6 +17,7 @@ from truedepth.cli.options import (
     print_json,
     trust_remote_code_option,
 )
+from truedepth.cli.threads import threads_option
 
 
 @click.command(
@@ -39,6 +40,7 @@ from truedepth.cli.options import (
     help="Type of the matrices: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.",
 )
 @trust_remote_code_option
+@threads_option
 @json_option
 def command(
     model: str, plan: str | None, output: Path, kind: str, trust_remote_code: bool, as_json: bool, **how: Any

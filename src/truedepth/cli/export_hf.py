@@ -19,6 +19,7 @@ from truedepth.cli.options import (
     print_json,
     trust_remote_code_option,
 )
+from truedepth.cli.threads import threads_option
 
 if TYPE_CHECKING:
     from truedepth.export.hf.written import HfExport
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 @overwrite_option
 @dtype_option("keeps the model's")
 @trust_remote_code_option
+@threads_option
 @json_option
 def command(
     model: str,

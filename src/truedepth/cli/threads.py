@@ -1,4 +1,4 @@
-"""How many threads a command computes with, and how they wait; settled before PyTorch is loaded, which reads it then."""
+"""How many threads a command computes with, and how they wait: settled before PyTorch is loaded, which reads it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from truedepth.errors import UsageError
 _COUNT = "OMP_NUM_THREADS"
 
 _WAITING, _LOOKS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), 1000
-"""A waiting thread of PyTorch's OpenMP runtime (GNU's) looks so often before it sleeps: some ten microseconds. By itself
-it spins for milliseconds, and two programs that do so on one machine keep each other from running."""
+"""A waiting thread of PyTorch's OpenMP runtime (GNU's) looks so often before it sleeps: some ten microseconds. By
+itself it spins for milliseconds, and two programs that do so on one machine keep each other from running."""
 
 
 def settle_threads(_: click.Context, __: click.Parameter, asked: int | None) -> None:
@@ -27,6 +27,12 @@ def settle_threads(_: click.Context, __: click.Parameter, asked: int | None) -> 
     logical = os.cpu_count() or 1
     if asked is not None and asked > logical:
         raise UsageError(f"--threads is {asked}, but this machine has {logical} processors; ask for at most {logical}")
+    if "torch" in sys.modules:  # called from Python, where PyTorch has settled it
+        if asked is not None:
+            import torch
+
+            torch.set_num_threads(asked)
+        return
     if not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(_LOOKS)
     if asked is not None:
@@ -35,10 +41,6 @@ def settle_threads(_: click.Context, __: click.Parameter, asked: int | None) -> 
         from loky import cpu_count
 
         os.environ[_COUNT] = str(cpu_count(only_physical_cores=True))
-    if asked is not None and "torch" in sys.modules:  # it was loaded before, and has read another number
-        import torch
-
-        torch.set_num_threads(asked)
 
 
 threads_option = click.option(

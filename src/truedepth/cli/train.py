@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from truedepth.cli.options import LazyGroup, examples, json_option, output_option, print_json
+from truedepth.cli.threads import threads_option
 from truedepth.report import REPORT_FILE, results_table, write_report
 from truedepth.training.kinds import KINDS
 
@@ -50,6 +51,7 @@ def _kind_command(name: str) -> click.Command:
     @click.argument("recipe", type=click.Path(path_type=Path))
     @output_option("Folder for all results.")
     @click.option("--resume", is_flag=True, help="Go on with an interrupted training in the output folder.")
+    @threads_option
     @json_option
     def kind_command(recipe: Path, output: Path, resume: bool, as_json: bool) -> None:
         _train(name, recipe, output, resume, as_json)

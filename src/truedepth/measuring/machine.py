@@ -7,6 +7,7 @@ import platform
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -14,7 +15,6 @@ import transformers
 from pydantic import Field
 
 from truedepth.records.schema import Record
-
 
 _SAMPLE_SECONDS = 0.3
 
@@ -83,13 +83,12 @@ def _busy_seconds() -> float:
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
     # `guest` is a part of `user`, and `iowait` of the time in which nothing ran.
     idle = {"idle", "iowait", "guest", "guest_nice"}
-    return sum(
-        seconds
-        for core in usable
-        if core < len(cores)
-        for kind, seconds in cores[core]._asdict().items()
-        if kind not in idle
-    )
+    kinds = [(kind, seconds) for core in usable if core < len(cores) for kind, seconds in _times(cores[core])]
+    return sum(seconds for kind, seconds in kinds if kind not in idle)
+
+
+def _times(core: Any) -> list[tuple[str, float]]:
+    return [(kind, float(seconds)) for kind, seconds in core._asdict().items()]
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

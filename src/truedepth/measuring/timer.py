@@ -84,8 +84,8 @@ def _warn_if_busy(others: float) -> None:
     """Say once that figures cannot be trusted. Fellow ranks count as others, so there it is not said."""
     if others > BUSY and not torch.distributed.is_initialized():
         warnings.warn(
-            f"other programs took {others:.0%} of this machine's processors during the timings, so speeds are lower and "
-            "less certain than they could be; stop those programs and measure again",
+            f"other programs took {others:.0%} of this machine's processors during the timings, so speeds are lower "
+            "and less certain than they could be; stop those programs and measure again",
             stacklevel=3,
         )
 
