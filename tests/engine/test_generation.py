@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import re
 import shlex
 import weakref
@@ -101,6 +103,23 @@ class TestGenerate:
         assert written.text == greedy.text[: greedy.text.index(stop)]
         assert written.finish_reason == "stop"
         assert generate(loaded, PROMPT, max_new_tokens=24, stop=["nowhere", stop]).text == written.text
+
+    @pytest.mark.parametrize("draft", [None, "0-5"])
+    def test_a_stop_string_with_a_special_token(
+        self, draft: str | None, loaded: LoadedModel, greedy: truedepth.GenerationResult
+    ) -> None:
+        """As transformers' `stop_strings` do, whether the token ends the text anyhow or not."""
+        tokenizer: Any = copy.deepcopy(loaded.tokenizer)
+        ids = greedy.token_ids
+        at = next(index for index in range(2, len(ids)) if ids[index] not in ids[:index])
+        name, before = tokenizer.convert_ids_to_tokens(ids[at]), tokenizer.decode(ids[at - 1])
+        tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+        marked = dataclasses.replace(loaded, tokenizer=tokenizer)
+        for stop in (name, before + name):
+            written = stream(marked, PROMPT, max_new_tokens=24, stop=stop, draft=draft)
+            assert "".join(piece.text for piece in written) == written.result.text
+            assert (written.result.token_ids, written.result.finish_reason) == (ids[: at + 1], "stop")
+            assert written.result.text == tokenizer.decode(ids[: at if stop == name else at - 1])
 
     def test_logprobs(self, loaded: LoadedModel) -> None:
         written = generate(loaded, PROMPT, max_new_tokens=6, logprobs=True, raw=True)
@@ -300,6 +319,14 @@ class TestStream:
         assert written.result.finish_reason == "stop"
         assert pieces[-1].token_ids == (end,)
         assert "".join(piece.text for piece in pieces) == written.result.text
+
+    def test_what_was_held_back_before_an_end_token_is_shown(
+        self, loaded: LoadedModel, greedy: truedepth.GenerationResult, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", greedy.token_ids[6])
+        text = generate(loaded, PROMPT, max_new_tokens=24).text
+        written = stream(loaded, PROMPT, max_new_tokens=24, stop=f"{text[-1]}, and more")
+        assert "".join(piece.text for piece in written) == written.result.text == text
 
     def test_result_while_it_is_written(self, loaded: LoadedModel) -> None:
         with stream(loaded, PROMPT, max_new_tokens=24) as written:

@@ -68,7 +68,8 @@ def generate(
         max_new_tokens: stop after so many; 256 by default.
         sampling_params: how tokens are chosen; greedy by default.
         raw: continue the prompt even if there is a chat template.
-        stop: a string before which the text ends, or several.
+        stop: a string before which the text ends, or several. Special tokens count with their names (`</s>`), and it
+            may begin in the prompt.
         logprobs: keep each token's log probability.
         vocabulary: the tokens that a draft's plan may propose, or their folder; None: all, or those of the vocabulary
             in the run's folder that is the draft.
@@ -194,7 +195,6 @@ def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
     for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
         positions = list(run)
         first, end = positions[0], positions[-1] + 1
-        # A token that ends the sequence has no text.
         text = "".join(detokenizer.texts[first:end])
         yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)
 

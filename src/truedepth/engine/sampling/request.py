@@ -17,7 +17,8 @@ class Request:
         prompt_ids: token ids of the prompt, special tokens included.
         max_new_tokens: stop after so many.
         sampling_params: how tokens are chosen; greedy unless said.
-        stop: strings before which the text ends.
+        stop: strings before which the text ends. Special tokens count with their names, and they may begin in
+            the prompt.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_end: write on beyond the model's end tokens.
         logprobs: keep each token's log probability.
