@@ -287,7 +287,7 @@ def test_empty_standard_input(run: Any, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["--prompt", ""], 2, "the prompt is empty"),
         (["--prompt", "a", "--prompt-file", "b"], 2, "both --prompt and --prompt-file"),
-        (["--prompt-file", "no-such-file"], 1, "cannot read the prompt from no-such-file"),
+        (["--prompt-file", "no-such-file"], 1, "cannot read no-such-file"),
         (["--prompt", "a", "--max-new-tokens", "0"], 2, "the number of new tokens is 0"),
         (["--prompt", "a", "--temperature", "-1"], 2, "temperature is -1"),
         (["--prompt", "a", "--max-new-tokens", "9999"], 2, "the model's context of 512"),

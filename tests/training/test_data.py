@@ -139,15 +139,15 @@ class TestRefused:
 
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-        with pytest.raises(TextError, match=r"a.jsonl, line 2 is not UTF-8: byte 10"):
+        with pytest.raises(TextError, match=r"a.jsonl, line 2 is not UTF-8 text \(byte 10\)"):
             items_of(tmp_path / "a.jsonl")
         (tmp_path / "a.txt").write_bytes(b"a\xff")
-        with pytest.raises(TextError, match=r"a.txt' is not UTF-8: byte 1"):
+        with pytest.raises(TextError, match=r"a.txt is not UTF-8 text \(byte 1\)"):
             items_of(tmp_path / "a.txt")
 
     def test_files_that_are_not_there(self, tmp_path: Path) -> None:
         for name in ("a.txt", "a.jsonl"):
-            with pytest.raises(TextError, match=f"{name}': No such file"):
+            with pytest.raises(TextError, match=f"{name}: No such file"):
                 items_of(tmp_path / name)
         with pytest.raises(TextError, match="no file fits the pattern"):
             items_of(tmp_path / "*.txt")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.errors import UsageError
+from truedepth.records.text_files import refuse_lone_surrogates
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,4 @@ class Request:
             raise UsageError(f"the number of new tokens is {self.max_new_tokens}; it must be at least 1")
         if not all(self.stop):
             raise UsageError("a stop string is empty; give at least one character")
+        refuse_lone_surrogates(self.stop, "a stop string", UsageError)
