@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 import shlex
 import weakref
@@ -18,7 +19,7 @@ from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.engine.generation import Options, Piece, generate, stream
+from truedepth.engine.generation import Options, Piece, encode_prompt, generate, stream
 from truedepth.engine.speculation import Speculation
 from truedepth.errors import DecodingError, DraftError, MethodError, PlanError, UsageError
 from truedepth.models.loading.load import LoadedModel, load
@@ -66,6 +67,13 @@ class TestGenerate:
         assert generate(loaded, PROMPT, max_new_tokens=1).prompt_tokens == len(PROMPT) + 2
         monkeypatch.setattr(loaded.tokenizer, "chat_template", None)
         assert generate(loaded, PROMPT, max_new_tokens=1).prompt_tokens == len(PROMPT)
+
+    def test_named_chat_templates(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        templates = {"rag": "a{{ messages[0].content }}", "default": "<s>{{ messages[0].content }}"}
+        monkeypatch.setattr(loaded.tokenizer, "chat_template", templates)
+        assert encode_prompt(loaded.tokenizer, "x", raw=False) == [1, *loaded.tokenizer("x")["input_ids"]]
+        tokens = generate(loaded, PROMPT, max_new_tokens=4, chat_template="rag").token_ids
+        assert tokens == generate(loaded, f"a{PROMPT}", max_new_tokens=4, raw=True).token_ids
 
     def test_seed(self, loaded: LoadedModel) -> None:
         first, again, other = (
@@ -419,6 +427,39 @@ class TestBadInput:
     def test_empty_stop_string(self, loaded: LoadedModel) -> None:
         with pytest.raises(UsageError, match="a stop string is empty"):
             generate(loaded, PROMPT, stop="")
+
+    @pytest.mark.parametrize(
+        ("template", "name", "message"),
+        [
+            (
+                {"tool_use": "x", "rag": "x"},
+                None,
+                "no chat template 'default', but rag, tool_use; .*--raw",
+            ),
+            ({"default": "x", "rag": "x"}, "more", "no chat template 'more', but default, rag"),
+            ({}, None, "no chat template 'default', but none"),
+            ("x", "rag", "only one chat template, without a name"),
+            (None, "rag", "the tokenizer has no chat template; leave out"),
+            ("{{ raise_exception('System first') }}", None, "cannot write the prompt: System first; .*--raw"),
+            ("{{ messages[0].content.no.such }}", None, "cannot write the prompt: 'str object' has no attribute 'no'"),
+            ("{{ missing.name }}", None, "cannot write the prompt: 'missing' is undefined"),
+            ("{% for %}", None, "cannot write the prompt: .*--raw"),
+            ("{% if false %}x{% endif %}", None, "chat template writes nothing; .*--raw"),
+        ],
+    )
+    def test_chat_templates(
+        self, template: Any, name: str | None, message: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
+        with pytest.raises(UsageError, match=message):
+            generate(loaded, PROMPT, chat_template=name)
+
+    def test_text_that_is_none(self, loaded: LoadedModel) -> None:
+        for raw in (True, False):
+            with pytest.raises(UsageError, match=r"the prompt has U\+D800, which is half of a character"):
+                generate(loaded, "a\ud800", raw=raw)
+        with pytest.raises(UsageError, match=r"a stop string has U\+DCE9"):
+            generate(loaded, PROMPT, stop=os.fsdecode(b"caf\xe9"))
 
     def test_not_a_model(self, loaded: LoadedModel) -> None:
         with pytest.raises(UsageError, match=r"cannot generate with a str; give what truedepth\.load returns"):

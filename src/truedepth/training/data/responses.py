@@ -90,7 +90,7 @@ class ResponseTokens:
         if len(characters) > 1:
             raise TextError(
                 f"{where}: the token {self._backend.decode([token], skip_special_tokens=False)!r} is in a response "
-                "with one part and outside of it with the other; move the border of {% generation %} in the chat template, "
-                "so that no token lies across it: a space belongs to the word after it"
+                "with one part and outside of it with the other; move the border of {% generation %} in the chat "
+                "template, so that no token lies across it: a space belongs to the word after it"
             )
         return characters == {1}
