@@ -287,7 +287,7 @@ def test_empty_standard_input(run: Any, monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["--prompt", ""], 2, "the prompt is empty"),
         (["--prompt", "a", "--prompt-file", "b"], 2, "both --prompt and --prompt-file"),
-        (["--prompt-file", "no-such-file"], 1, "cannot read the prompt from no-such-file"),
+        (["--prompt-file", "no-such-file"], 1, "cannot read no-such-file"),
         (["--prompt", "a", "--max-new-tokens", "0"], 2, "the number of new tokens is 0"),
         (["--prompt", "a", "--temperature", "-1"], 2, "temperature is -1"),
         (["--prompt", "a", "--max-new-tokens", "9999"], 2, "the model's context of 512"),
@@ -327,3 +327,16 @@ def test_prompt_file_that_is_not_utf8(run: Any, tmp_path: Path) -> None:
     code, _, err = run("--prompt-file", str(file))
     assert code == 1
     assert "is not UTF-8 text (byte 3)" in err
+
+
+def test_files_of_other_systems(run: Any, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_bytes(b"\xef\xbb\xbf" + PROMPT.encode())
+    given = ("--raw", "--json", "--max-new-tokens", "4")
+    with_mark = json.loads(run("--prompt-file", str(file), *given)[1])
+    assert with_mark["token_ids"] == json.loads(run("--prompt", PROMPT, *given)[1])["token_ids"]
+    for data, what in ((PROMPT.encode("utf-16"), "is UTF-16 text"), (b"a\0b", "has a NUL byte (byte 1)")):
+        file.write_bytes(data)
+        code, _, err = run("--prompt-file", str(file))
+        assert code == 1
+        assert what in err

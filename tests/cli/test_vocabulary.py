@@ -64,7 +64,7 @@ def test_sizes_that_cannot_be(
 
 def test_text_that_cannot_be_read(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(str(tiny_folder), "--text", str(tmp_path / "none"), "-o", str(tmp_path / "out")) == 1
-    assert "cannot read text file" in capsys.readouterr().err
+    assert "give a readable text file" in capsys.readouterr().err
 
 
 def test_a_text_is_asked_for(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,11 @@ def by_words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
 
 
-def write(tokenizer: Any, ids: list[int], stop: tuple[str, ...] = ()) -> tuple[IncrementalDetokenizer, bool]:
+def write(
+    tokenizer: Any, ids: list[int], stop: tuple[str, ...] = (), prompt: list[int] | tuple[int, ...] = ()
+) -> tuple[IncrementalDetokenizer, bool]:
     """Feed tokens up to the one that ends the text; whether one did."""
-    detokenizer = IncrementalDetokenizer(tokenizer, stop)
+    detokenizer = IncrementalDetokenizer(tokenizer, stop, prompt)
     return detokenizer, any(detokenizer.add(token) for token in ids)
 
 
@@ -98,6 +101,111 @@ class TestPieces:
         assert longest <= 128
 
 
+def in_bytes(text: str) -> list[int]:
+    """Byte tokens of `by_words`."""
+    return [7 + byte for byte in text.encode()]
+
+
+THE, END, OF, STOP, ING = 2, 3, 4, 5, 6
+SPECIAL = 1
+
+
+class TestPrompt:
+    @pytest.mark.parametrize(
+        ("prompt", "new", "text"),
+        [
+            ([THE], [END], " end"),
+            ([THE], [ING, END], "ing end"),
+            ([THE], in_bytes(" "), " "),
+            ([THE, *in_bytes(" ")], [END], " end"),
+            ([THE], [*in_bytes("你"), END], "你 end"),
+            (in_bytes("你"), in_bytes("😀"), "😀"),
+            ([THE, *in_bytes("你" * 9)], [*in_bytes("你"), END], "你 end"),
+            ([SPECIAL], [END], "end"),
+            ([THE, SPECIAL], [END], " end"),
+            ([THE, *[SPECIAL] * 30], [END], " end"),
+            ([SPECIAL, THE], [SPECIAL, END], " end"),
+            ([], [THE, END], "the end"),
+            (in_bytes("你")[:2], in_bytes("你")[2:], "你"),
+        ],
+    )
+    def test_both_decoded_together_are_prompt_and_text(
+        self, prompt: list[int], new: list[int], text: str, by_words: Any
+    ) -> None:
+        detokenizer, _ = write(by_words, new, prompt=prompt)
+        assert detokenizer.finish() == "".join(detokenizer.texts) == text
+        before = by_words.decode(prompt, skip_special_tokens=True).rstrip("\N{REPLACEMENT CHARACTER}")
+        assert by_words.decode(prompt + new, skip_special_tokens=True) == before + text
+
+    @given(text=st.text(max_size=20), cut=st.integers(0, 20))
+    def test_wherever_a_text_is_cut(self, text: str, cut: int, by_words: Any) -> None:
+        prompt, rest = in_bytes(text[:cut]), in_bytes(text[cut:])
+        whole = by_words.decode(prompt + rest)
+        assert by_words.decode(prompt) + write(by_words, rest, prompt=prompt)[0].finish() == whole
+
+    def test_a_byte_that_is_no_character_costs_nothing_before_it(self, by_words: Any) -> None:
+        detokenizer, _ = write(by_words, [*in_bytes("你😀")[:4], THE], prompt=in_bytes("好"))
+        assert detokenizer.finish() == "你\N{REPLACEMENT CHARACTER} the"
+
+
+class TestSpecialStopStrings:
+    @pytest.mark.parametrize(
+        ("new", "stop", "expected"),
+        [
+            ([THE, SPECIAL, END], ("</s>",), "the"),
+            ([THE, END, SPECIAL, OF], (" end</s>",), "the"),
+            ([THE, SPECIAL, END, OF], ("</s> en",), "the"),
+            ([THE, SPECIAL, SPECIAL, END], ("</s></s>",), "the"),
+            ([THE, SPECIAL, END], ("<unk>",), "the end"),
+            ([THE, SPECIAL, END], ("the end",), "the end"),
+            ([SPECIAL, THE], ("</",), ""),
+            ([THE, SPECIAL, END], ("s> e", "</s>"), "the"),
+        ],
+    )
+    def test_special_tokens_count_with_their_names(
+        self, new: list[int], stop: tuple[str, ...], expected: str, by_words: Any
+    ) -> None:
+        detokenizer, stopped = write(by_words, new, stop)
+        assert detokenizer.finish() == "".join(detokenizer.texts) == expected
+        assert stopped == (expected != by_words.decode(new, skip_special_tokens=True))
+
+    def test_an_end_token_is_the_last_part_of_one(self, by_words: Any) -> None:
+        for stop, expected in ((" end</s>", "the"), (" end.", "the end")):
+            detokenizer, _ = write(by_words, [THE, END], (stop,))
+            assert detokenizer.add(SPECIAL, ends=True) == (expected == "the")
+            assert detokenizer.finish() == "".join(detokenizer.texts) == expected
+
+    @pytest.mark.parametrize(
+        ("prompt", "new", "stop", "expected"),
+        [
+            ([THE], [END, OF], ("the end",), ""),
+            ([THE], [END, OF], ("e en",), ""),
+            ([THE, SPECIAL], [END, OF], ("</s> end",), ""),
+            ([THE, SPECIAL], [END, OF], ("</s>", "he"), " end of"),
+            ([THE, END], [OF, STOP], ("the end of!", " end"), " of."),
+            ([THE], [END, OF], (" end",), ""),
+            ([THE], [END, OF], (" end ",), ""),
+            ([THE], [END, OF], ("end",), " "),
+            ([THE], [END, OF], ("the en", "nd of"), ""),
+        ],
+    )
+    def test_a_stop_string_may_begin_in_the_prompt_but_not_end_there(
+        self, prompt: list[int], new: list[int], stop: tuple[str, ...], expected: str, by_words: Any
+    ) -> None:
+        detokenizer, stopped = write(by_words, new, stop, prompt)
+        assert detokenizer.finish() == "".join(detokenizer.texts) == expected
+        assert stopped == (expected not in (" end of", " of."))
+
+    def test_it_is_seen_before_half_a_character(self) -> None:
+        """As a token that holds both has it."""
+        tokenizer = Tokenizer(models.BPE({".ð": 0, "Ł": 1, "ĺ": 2, "Ģ": 3}, []))
+        tokenizer.decoder = decoders.ByteLevel()
+        detokenizer, stopped = write(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [0], (".",))
+        assert (detokenizer.finish(), stopped) == ("", True)
+        detokenizer, _ = write(PreTrainedTokenizerFast(tokenizer_object=tokenizer), [0, 1, 2, 3])
+        assert detokenizer.texts == [".", "", "", "😀"]
+
+
 class TestStopStrings:
     @pytest.mark.parametrize(
         ("text", "stop", "expected"),
@@ -143,6 +251,9 @@ class TestStopStrings:
             pieces, rest = [*pieces, rest[:cut]], rest[cut:]
 
         class Pieces:
+            all_special_ids: tuple[int, ...] = ()
+            added_tokens_decoder: Mapping[int, Any] = {}
+
             def decode(self, ids: list[int], **_: Any) -> str:
                 return "".join([*pieces, *rest][token] for token in ids)
 

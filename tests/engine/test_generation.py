@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import os
 import re
 import shlex
 import weakref
@@ -16,7 +19,7 @@ from truedepth.engine.cpu.freed import is_freed
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.engine import Engine
-from truedepth.engine.generation import Options, Piece, generate, stream
+from truedepth.engine.generation import Options, Piece, encode_prompt, generate, stream
 from truedepth.engine.speculation import Speculation
 from truedepth.errors import DecodingError, DraftError, MethodError, PlanError, UsageError
 from truedepth.models.loading.load import LoadedModel, load
@@ -65,6 +68,13 @@ class TestGenerate:
         monkeypatch.setattr(loaded.tokenizer, "chat_template", None)
         assert generate(loaded, PROMPT, max_new_tokens=1).prompt_tokens == len(PROMPT)
 
+    def test_named_chat_templates(self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        templates = {"rag": "a{{ messages[0].content }}", "default": "<s>{{ messages[0].content }}"}
+        monkeypatch.setattr(loaded.tokenizer, "chat_template", templates)
+        assert encode_prompt(loaded.tokenizer, "x", raw=False) == [1, *loaded.tokenizer("x")["input_ids"]]
+        tokens = generate(loaded, PROMPT, max_new_tokens=4, chat_template="rag").token_ids
+        assert tokens == generate(loaded, f"a{PROMPT}", max_new_tokens=4, raw=True).token_ids
+
     def test_seed(self, loaded: LoadedModel) -> None:
         first, again, other = (
             generate(
@@ -101,6 +111,23 @@ class TestGenerate:
         assert written.text == greedy.text[: greedy.text.index(stop)]
         assert written.finish_reason == "stop"
         assert generate(loaded, PROMPT, max_new_tokens=24, stop=["nowhere", stop]).text == written.text
+
+    @pytest.mark.parametrize("draft", [None, "0-5"])
+    def test_a_stop_string_with_a_special_token(
+        self, draft: str | None, loaded: LoadedModel, greedy: truedepth.GenerationResult
+    ) -> None:
+        """As transformers' `stop_strings` do, whether the token ends the text anyhow or not."""
+        tokenizer: Any = copy.deepcopy(loaded.tokenizer)
+        ids = greedy.token_ids
+        at = next(index for index in range(2, len(ids)) if ids[index] not in ids[:index])
+        name, before = tokenizer.convert_ids_to_tokens(ids[at]), tokenizer.decode(ids[at - 1])
+        tokenizer.add_special_tokens({"additional_special_tokens": [name]})
+        marked = dataclasses.replace(loaded, tokenizer=tokenizer)
+        for stop in (name, before + name):
+            written = stream(marked, PROMPT, max_new_tokens=24, stop=stop, draft=draft)
+            assert "".join(piece.text for piece in written) == written.result.text
+            assert (written.result.token_ids, written.result.finish_reason) == (ids[: at + 1], "stop")
+            assert written.result.text == tokenizer.decode(ids[: at if stop == name else at - 1])
 
     def test_logprobs(self, loaded: LoadedModel) -> None:
         written = generate(loaded, PROMPT, max_new_tokens=6, logprobs=True, raw=True)
@@ -301,6 +328,14 @@ class TestStream:
         assert pieces[-1].token_ids == (end,)
         assert "".join(piece.text for piece in pieces) == written.result.text
 
+    def test_what_was_held_back_before_an_end_token_is_shown(
+        self, loaded: LoadedModel, greedy: truedepth.GenerationResult, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loaded.model.generation_config, "eos_token_id", greedy.token_ids[6])
+        text = generate(loaded, PROMPT, max_new_tokens=24).text
+        written = stream(loaded, PROMPT, max_new_tokens=24, stop=f"{text[-1]}, and more")
+        assert "".join(piece.text for piece in written) == written.result.text == text
+
     def test_result_while_it_is_written(self, loaded: LoadedModel) -> None:
         with stream(loaded, PROMPT, max_new_tokens=24) as written:
             next(written)
@@ -392,6 +427,39 @@ class TestBadInput:
     def test_empty_stop_string(self, loaded: LoadedModel) -> None:
         with pytest.raises(UsageError, match="a stop string is empty"):
             generate(loaded, PROMPT, stop="")
+
+    @pytest.mark.parametrize(
+        ("template", "name", "message"),
+        [
+            (
+                {"tool_use": "x", "rag": "x"},
+                None,
+                "no chat template 'default', but rag, tool_use; .*--raw",
+            ),
+            ({"default": "x", "rag": "x"}, "more", "no chat template 'more', but default, rag"),
+            ({}, None, "no chat template 'default', but none"),
+            ("x", "rag", "only one chat template, without a name"),
+            (None, "rag", "the tokenizer has no chat template; leave out"),
+            ("{{ raise_exception('System first') }}", None, "cannot write the prompt: System first; .*--raw"),
+            ("{{ messages[0].content.no.such }}", None, "cannot write the prompt: 'str object' has no attribute 'no'"),
+            ("{{ missing.name }}", None, "cannot write the prompt: 'missing' is undefined"),
+            ("{% for %}", None, "cannot write the prompt: .*--raw"),
+            ("{% if false %}x{% endif %}", None, "chat template writes nothing; .*--raw"),
+        ],
+    )
+    def test_chat_templates(
+        self, template: Any, name: str | None, message: str, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(loaded.tokenizer, "chat_template", template)
+        with pytest.raises(UsageError, match=message):
+            generate(loaded, PROMPT, chat_template=name)
+
+    def test_text_that_is_none(self, loaded: LoadedModel) -> None:
+        for raw in (True, False):
+            with pytest.raises(UsageError, match=r"the prompt has U\+D800, which is half of a character"):
+                generate(loaded, "a\ud800", raw=raw)
+        with pytest.raises(UsageError, match=r"a stop string has U\+DCE9"):
+            generate(loaded, PROMPT, stop=os.fsdecode(b"caf\xe9"))
 
     def test_not_a_model(self, loaded: LoadedModel) -> None:
         with pytest.raises(UsageError, match=r"cannot generate with a str; give what truedepth\.load returns"):

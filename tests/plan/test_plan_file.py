@@ -98,7 +98,9 @@ class TestRefusals:
         assert "is not YAML" in refusal(file, "plan: " + "[" * 5000)
 
     def test_control_characters(self, file: Path) -> None:
-        assert "is not YAML" in refusal(file, "plan: \x00\n")
+        assert "is not YAML" in refusal(file, "plan: \x01\n")
+        assert "has a NUL byte (byte 6)" in refusal(file, "plan: \x00\n")
+        assert "has U+D800, which is half of a character" in refusal(file, 'plan: "\\ud800"\nlayers: 3\n')
 
     def test_not_utf8(self, file: Path) -> None:
         assert "is not UTF-8 text (byte 6)" in refusal(file, b"plan: \xff0-3\nlayers: 4\n")

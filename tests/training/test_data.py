@@ -54,6 +54,22 @@ class TestFormats:
         (item,) = items_of(write_lines([{"turns": messages}]), format="chat", messages_field="turns")
         assert item == Conversation(item.where, tuple(messages))
 
+    @pytest.mark.parametrize("as_text", [False, True])
+    def test_what_else_the_template_reads(self, as_text: bool, write_lines: Write) -> None:
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        tools, others = [{"name": "f", "default": None}], {"enable_thinking": False}
+        given: dict[str, Any] = {"tools": tools, "documents": [], "chat_template_kwargs": others}
+        fields = {name: json.dumps(value) if as_text else value for name, value in given.items()}
+        (item,) = items_of(write_lines([{"messages": messages, **fields, "id": 7, "system": None}]), format="chat")
+        assert item.inputs == {"tools": tools, "documents": [], "enable_thinking": False}
+        assert item.unread == ("id",)
+
+    def test_line_ends_and_byte_order_marks(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a"}\r\n\r\n{"text": "b"}\r\n')
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfa\xef\xbb\xbf")
+        assert [item.text for item in items_of(tmp_path / "a.jsonl")] == ["a", "b"]
+        assert [item.text for item in items_of(tmp_path / "a.txt")] == ["a\ufeff"]
+
     def test_skip_and_limit(self, write_lines: Write) -> None:
         file = write_lines([{"text": str(number)} for number in range(9)])
         assert [item.text for item in items_of(file, skip=2, limit=3)] == ["2", "3", "4"]
@@ -81,6 +97,15 @@ class TestDatasets:
         DatasetDict({"train": Dataset.from_list(rows), "test": Dataset.from_list(rows[:1])}).save_to_disk(tmp_path)
         assert len(list(read_items(DataSource(dataset=str(tmp_path))))) == 2
         assert len(list(read_items(DataSource(dataset=str(tmp_path), split="test")))) == 1
+
+    def test_fields_that_other_rows_have(self, tmp_path: Path) -> None:
+        from datasets import Dataset
+
+        tools = [[{"properties": {"city": {"type": "string"}}}], [{"properties": {"day": {"type": "string"}}}]]
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        Dataset.from_list([{"messages": messages, "tools": each} for each in tools]).save_to_disk(tmp_path)
+        found = read_items(DataSource(dataset=str(tmp_path), format="chat"))
+        assert [item.inputs["tools"] for item in found] == tools  # type: ignore[union-attr]
 
     @pytest.mark.parametrize("split", ["train[:1]", "test"])
     def test_splits(self, split: str, write_lines: Write, rows: list[dict[str, str]], tmp_path: Path) -> None:
@@ -137,17 +162,56 @@ class TestRefused:
         with pytest.raises(TextError, match=f"items.jsonl, line 1: {what}"):
             items_of(write_lines([{"messages": messages}]), format="chat")
 
+    @pytest.mark.parametrize(
+        ("fields", "what"),
+        [
+            ({"tools": "[{"}, "the field 'tools' is no JSON"),
+            ({"tools": {"name": "f"}}, "the field 'tools' is {'name': 'f'}; it must be a list of objects"),
+            (
+                {"chat_template_kwargs": {"tokenize": False}},
+                "the field 'chat_template_kwargs' is .*must be an object",
+            ),
+            ({"chat_template_kwargs": [1]}, "the field 'chat_template_kwargs' is"),
+            ({"tools": '[{"name": "\\ud800"}]'}, "has U\\+D800, which is half of a character"),
+        ],
+    )
+    def test_what_else_the_template_reads(self, fields: dict[str, Any], what: str, write_lines: Write) -> None:
+        with pytest.raises(TextError, match=f"items.jsonl, line 1:? {what}"):
+            items_of(write_lines([{"messages": [USER, ASSISTANT], **fields}]), format="chat")
+
+    @pytest.mark.parametrize(
+        ("settings", "fields"),
+        [
+            ({}, {"text": "a\ud800"}),
+            ({"format": "prompt-response"}, {"prompt": "a", "response": "\udfff"}),
+            ({"format": "chat"}, {"messages": [USER, {"role": "assistant", "content": "\ud83d"}]}),
+        ],
+    )
+    def test_halves_of_characters(self, settings: dict[str, Any], fields: dict[str, Any], write_lines: Write) -> None:
+        with pytest.raises(TextError, match=r"items.jsonl, line 2 has U\+D.*half of a character"):
+            items_of(write_lines(["", fields]), **settings)
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+    def test_other_encodings(self, name: str, tmp_path: Path) -> None:
+        for data, what in (
+            ('{"text": "a"}'.encode("utf-16"), "is UTF-16 text; save it as UTF-8"),
+            ('{"text": "a"}'.encode("utf-16-le"), r"has a NUL byte \(byte 1\)"),
+        ):
+            (tmp_path / name).write_bytes(data)
+            with pytest.raises(TextError, match=what):
+                items_of(tmp_path / name)
+
     def test_bytes_that_are_no_text(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
-        with pytest.raises(TextError, match=r"a.jsonl, line 2 is not UTF-8: byte 10"):
+        with pytest.raises(TextError, match=r"a.jsonl, line 2 is not UTF-8 text \(byte 10\)"):
             items_of(tmp_path / "a.jsonl")
         (tmp_path / "a.txt").write_bytes(b"a\xff")
-        with pytest.raises(TextError, match=r"a.txt' is not UTF-8: byte 1"):
+        with pytest.raises(TextError, match=r"a.txt is not UTF-8 text \(byte 1\)"):
             items_of(tmp_path / "a.txt")
 
     def test_files_that_are_not_there(self, tmp_path: Path) -> None:
         for name in ("a.txt", "a.jsonl"):
-            with pytest.raises(TextError, match=f"{name}': No such file"):
+            with pytest.raises(TextError, match=f"{name}: No such file"):
                 items_of(tmp_path / name)
         with pytest.raises(TextError, match="no file fits the pattern"):
             items_of(tmp_path / "*.txt")

@@ -27,6 +27,7 @@ from truedepth.cli.ranks import join_ranks
 from truedepth.errors import TextError, UsageError
 from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan, Form, Prefill
+from truedepth.records.text_files import decode_text, read_text
 
 if TYPE_CHECKING:
     from truedepth.engine.drafts.drafts import AnyDraft
@@ -109,6 +110,7 @@ _draft_options = options(
 @click.option("--stop", multiple=True, metavar="TEXT", help="End the text before this. May be given several times.")
 @_sampling_options
 @click.option("--raw", is_flag=True, help="Continue the prompt; do not put it into the model's chat template.")
+@click.option("--chat-template", metavar="NAME", help="The chat template, where the tokenizer has several by name.")
 @click.option("--stats", is_flag=True, help="Print a table of times and of what was drafted and accepted.")
 @click.option("--compare", is_flag=True, help="Then time the draft against plain decoding, several runs in turns.")
 @click.option("--logprobs", is_flag=True, help="With --json: add each token's log probability.")
@@ -239,13 +241,9 @@ def _prompt(prompt: str | None, file: Path | None, ranks: GroupRanks | None) -> 
         raise UsageError("several ranks cannot read one standard input; give --prompt or --prompt-file")
     if file is None and sys.stdin.isatty():
         raise UsageError("there is no prompt; give --prompt, --prompt-file, or text on standard input")
-    name = str(file) if file else "standard input"
-    try:
-        return (file.read_bytes() if file else sys.stdin.buffer.read()).decode("utf-8")
-    except OSError as error:
-        raise TextError(f"cannot read the prompt from {name}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise TextError(f"{name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    if file is None:
+        return decode_text(sys.stdin.buffer.read(), "standard input", TextError)
+    return read_text(file, "a readable text file", TextError)
 
 
 def _show(pieces: Stream, *, silent: bool) -> bool:

@@ -18,6 +18,8 @@ from truedepth.cli.options import (
     overwrite_option,
     print_json,
 )
+from truedepth.errors import TextError
+from truedepth.records.text_files import read_text
 
 
 @click.command(
@@ -55,11 +57,10 @@ def command(
         end_ids_of,
         vocabulary_size_of,
     )
-    from truedepth.evaluation.texts import read_text_file
     from truedepth.records.files import require_new
 
     require_new(output / f"{VOCABULARY_FILES}.json", overwrite=overwrite)
-    texts = [read_text_file(file) for file in files]
+    texts = [read_text(file, "a readable text file", TextError) for file in files]
     loaded = load_model(model, **loading)
     whole = vocabulary_size_of(loaded.model)
     vocabulary = build_vocabulary(

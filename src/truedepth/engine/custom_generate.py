@@ -156,7 +156,7 @@ class _StoppingRow:
         self._ids[0, : len(prompt)] = prompt
         self._count, self._criteria = len(prompt), criteria
 
-    def add(self, token: int) -> bool:
+    def add(self, token: int, *, ends: bool = False) -> bool:
         self._ids[0, self._count] = token
         self._count += 1
         return bool(self._criteria(self._ids[:, : self._count], None).all())

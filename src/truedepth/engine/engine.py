@@ -192,7 +192,9 @@ class Engine:
         ends = request.stop_token_ids | (frozenset() if request.ignore_end else self.end_ids)
         if request.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; give the engine one, or use stop_token_ids")
-        detokenizer = None if self.tokenizer is None else IncrementalDetokenizer(self.tokenizer, request.stop)
+        detokenizer = None
+        if self.tokenizer is not None:
+            detokenizer = IncrementalDetokenizer(self.tokenizer, request.stop, request.prompt_ids)
         return SequenceState(index, request, ends, detokenizer)
 
     @property

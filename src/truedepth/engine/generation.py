@@ -27,6 +27,10 @@ from truedepth.engine.speculation import DraftLike, Speculation
 from truedepth.errors import UsageError
 from truedepth.methods.plan_text import PlanLike, read_plan
 from truedepth.models.loading.load import LoadedModel
+from truedepth.records.messages import one_line
+from truedepth.records.text_files import refuse_lone_surrogates
+
+_WITHOUT_TEMPLATE = "continue the prompt without a template by raw=True (--raw)"
 
 Source = LoadedModel | Engine
 """What text is made with. For a loaded model an engine is opened, and closed at the end."""
@@ -41,6 +45,7 @@ class Options(TypedDict, total=False):
     max_new_tokens: int
     sampling_params: SamplingParams | None
     raw: bool
+    chat_template: str | None
     stop: str | Sequence[str]
     logprobs: bool
     vocabulary: DraftVocabulary | str | Path | None
@@ -68,7 +73,9 @@ def generate(
         max_new_tokens: stop after so many; 256 by default.
         sampling_params: how tokens are chosen; greedy by default.
         raw: continue the prompt even if there is a chat template.
-        stop: a string before which the text ends, or several.
+        chat_template: the name of the chat template, where the tokenizer has several; None: the one named `default`.
+        stop: a string before which the text ends, or several. Special tokens count with their names (`</s>`), and it
+            may begin in the prompt.
         logprobs: keep each token's log probability.
         vocabulary: the tokens that a draft's plan may propose, or their folder; None: all, or those of the vocabulary
             in the run's folder that is the draft.
@@ -77,8 +84,8 @@ def generate(
         A result, or a list of them for a list of prompts.
 
     Raises:
-        UsageError: a prompt that is empty or does not fit the model's context, an option that is out of range, or a
-            plan that the open engine does not run.
+        UsageError: a prompt that is empty or does not fit the model's context, a chat template that refuses it, an
+            option that is out of range, or a plan that the open engine does not run.
         PlanError, MethodError: a plan or draft that cannot be read or does not fit the model.
         DraftError: a head or a vocabulary that does not fit.
         DecodingError: logits that are not numbers.
@@ -194,7 +201,6 @@ def _pieces(sequence: SequenceState, count: int) -> Iterator[Piece]:
     for from_draft, run in groupby(range(written - count, written), key=sequence.from_draft.__getitem__):
         positions = list(run)
         first, end = positions[0], positions[-1] + 1
-        # A token that ends the sequence has no text.
         text = "".join(detokenizer.texts[first:end])
         yield Piece(text, tuple(sequence.tokens[read + first : read + end]), from_draft)
 
@@ -207,13 +213,14 @@ class _Asked(Speculation):
     max_new_tokens: int = 256
     sampling_params: SamplingParams | None = None
     raw: bool = False
+    chat_template: str | None = None
     stop: str | Sequence[str] = ()
     logprobs: bool = False
 
     def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Request]:
         return [
             Request(
-                encode_prompt(tokenizer, prompt, self.raw),
+                encode_prompt(tokenizer, prompt, self.raw, self.chat_template),
                 max_new_tokens=self.max_new_tokens,
                 sampling_params=self.sampling_params or SamplingParams(),
                 stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
@@ -251,13 +258,47 @@ def _tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     return source.tokenizer
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool) -> list[int]:
-    """The prompt's token ids, special tokens included."""
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool, chat_template: str | None = None
+) -> list[int]:
+    """The prompt's token ids, special tokens included.
+
+    Raises:
+        UsageError: the prompt is empty or no text, or the chat template is missing or refuses it.
+    """
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")
-    if raw or tokenizer.chat_template is None:
-        encoded: Any = tokenizer(prompt)
-    else:
-        turn = [{"role": "user", "content": prompt}]
-        encoded = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=True)
+    refuse_lone_surrogates(prompt, "the prompt", UsageError)
+    template = None if raw else _template_of(tokenizer, chat_template)
+    if template is None:
+        plain: list[int] = tokenizer(prompt)["input_ids"]
+        return list(plain)
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], chat_template=template, add_generation_prompt=True, return_dict=True
+        )
+    except Exception as error:
+        # Templates are programs that come with the tokenizer, and refuse in many ways.
+        raise UsageError(
+            f"the tokenizer's chat template cannot write the prompt: {one_line(error)}; {_WITHOUT_TEMPLATE}"
+        ) from None
+    if not encoded["input_ids"]:
+        raise UsageError(f"the tokenizer's chat template writes nothing; {_WITHOUT_TEMPLATE}")
     return list(encoded["input_ids"])
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str | None:
+    """The text of a chat template by its name; None where the tokenizer has none."""
+    templates: Any = tokenizer.chat_template
+    if isinstance(templates, dict):
+        wanted = "default" if name is None else name
+        if wanted not in templates:
+            raise UsageError(
+                f"the tokenizer has no chat template '{wanted}', but {', '.join(sorted(templates)) or 'none'}; choose "
+                f"one of them by chat_template (--chat-template), or {_WITHOUT_TEMPLATE}"
+            )
+        templates = templates[wanted]
+    elif name is not None:
+        has = "no chat template" if templates is None else "only one chat template, without a name"
+        raise UsageError(f"the tokenizer has {has}; leave out chat_template (--chat-template)")
+    return None if templates is None else str(templates)

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from truedepth.errors import TextError
 from truedepth.records.schema import Record
+from truedepth.records.text_files import read_text
 
 
 class TextRecord(Record):
@@ -121,9 +122,9 @@ def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> 
     """A user's text file (UTF-8), cut into consecutive thirds by the sizes asked for.
 
     Raises:
-        TextError: the file cannot be read, is not UTF-8, or is too short.
+        TextError: the file cannot be read, is not UTF-8 text, or is too short.
     """
-    text = read_text_file(path)
+    text = read_text(path, "a readable text file", TextError)
     needed = sum(sizes)
     windows = _windows(tokenizer, [text], needed)
     if len(windows) < needed:
@@ -134,22 +135,6 @@ def file_texts(path: Path, tokenizer: PreTrainedTokenizerBase, sizes: Sizes) -> 
         )
     calibration, validation, test = windows.split(list(sizes))
     return Texts(str(path), calibration, validation, test)
-
-
-def read_text_file(path: Path) -> str:
-    """A user's text file (UTF-8).
-
-    Raises:
-        TextError: the file cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise TextError(f"cannot read text file '{path}': {error.strerror}; give a readable file") from None
-    except UnicodeDecodeError as error:
-        raise TextError(
-            f"text file '{path}' is not UTF-8: byte {error.start} cannot be read; convert it, for example with iconv"
-        ) from None
 
 
 def _topics() -> list[str]:

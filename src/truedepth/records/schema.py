@@ -43,7 +43,7 @@ class ResultsFile(Record):
             TruedepthError: it is missing, is not JSON, or has another schema.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
         except OSError as error:
             raise TruedepthError(f"cannot read {path}: {error.strerror}; give a finished run's folder") from None
         except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from truedepth.errors import TruedepthError
+from truedepth.records.text_files import read_text, refuse_lone_surrogates
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -26,13 +27,7 @@ def read_yaml(path: Path, schema: type[Record], what: str, error: type[Truedepth
         TruedepthError: (of class `error`) the file is missing, is not UTF-8 or YAML (with line and column), or has
             an unknown, missing or wrong field (by name).
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as problem:
-        raise error(f"cannot read {path}: {problem.strerror}; give {what}") from None
-    except UnicodeDecodeError as problem:
-        raise error(f"{path} is not UTF-8 text (byte {problem.start}); save it as UTF-8") from None
-    return parse_yaml(text, str(path), schema, what, error)
+    return parse_yaml(read_text(path, what, error), str(path), schema, what, error)
 
 
 def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: type[TruedepthError]) -> Record:
@@ -47,6 +42,7 @@ def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: typ
         raise error(f"{name} is not YAML: {' '.join(str(problem).split())}") from None
     if not isinstance(fields, dict):
         raise error(f"{name} is not {what}; its fields are {', '.join(schema.model_fields)}")
+    refuse_lone_surrogates(fields, name, error)
     try:
         return schema.model_validate(fields)
     except ValidationError as problem:

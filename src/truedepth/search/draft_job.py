@@ -13,13 +13,14 @@ from pathlib import Path
 
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary, build_vocabulary
 from truedepth.engine.engine import Engine
-from truedepth.errors import SearchError
+from truedepth.errors import SearchError, TextError
 from truedepth.evaluation.drafting import TargetTexts, Text, read_target_texts, write_texts
 from truedepth.evaluation.plan_tree import key_of
-from truedepth.evaluation.texts import Sizes, default_texts, read_text_file
+from truedepth.evaluation.texts import Sizes, default_texts
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.plan.plan_file import PLAN_FILE, save_plan
 from truedepth.records.progress import Progress, silent
+from truedepth.records.text_files import read_text
 from truedepth.records.version import VERSION
 from truedepth.search.draft_benchmark import DraftBenchmark, DraftConfig, Timer, draft_record
 from truedepth.search.draft_results import (
@@ -130,7 +131,7 @@ class DraftJob:
     def _counted(self) -> tuple[list[str], str]:
         """The text in which tokens are counted, and where it came from: the user's, or more of the default."""
         if self.job.recipe.text is not None:
-            return [read_text_file(self.job.recipe.text)], self.job.texts.source
+            return [read_text(self.job.recipe.text, "a readable text file", TextError)], self.job.texts.source
         tokenizer = self.job.loaded.tokenizer
         more = default_texts(tokenizer, Sizes(_COUNTED_WINDOWS, 1, 1), self.job.recipe.seed)
         return tokenizer.batch_decode(more.calibration, skip_special_tokens=True), more.source

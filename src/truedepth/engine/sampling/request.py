@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.errors import UsageError
+from truedepth.records.text_files import refuse_lone_surrogates
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Request:
         prompt_ids: token ids of the prompt, special tokens included.
         max_new_tokens: stop after so many.
         sampling_params: how tokens are chosen; greedy unless said.
-        stop: strings before which the text ends.
+        stop: strings before which the text ends. Special tokens count with their names, and they may begin in
+            the prompt.
         stop_token_ids: tokens that end the text, besides the model's own end tokens.
         ignore_end: write on beyond the model's end tokens.
         logprobs: keep each token's log probability.
@@ -41,3 +43,4 @@ class Request:
             raise UsageError(f"the number of new tokens is {self.max_new_tokens}; it must be at least 1")
         if not all(self.stop):
             raise UsageError("a stop string is empty; give at least one character")
+        refuse_lone_surrogates(self.stop, "a stop string", UsageError)

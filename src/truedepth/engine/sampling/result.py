@@ -53,7 +53,8 @@ class GenerationResult:
 
     Attributes:
         token_ids: new tokens, the end token included.
-        text: them as text, without special tokens and cut before a stop string; empty where there is no tokenizer.
+        text: what they add to the prompt when both are decoded together, without special tokens and cut before a stop
+            string; empty where there is no tokenizer.
         finish_reason: see `FinishReason`.
         prompt_tokens: tokens read.
         from_draft: for each new token whether the draft proposed it.

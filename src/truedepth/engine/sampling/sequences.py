@@ -102,7 +102,10 @@ class SequenceState:
         return taken
 
     def _finished(self, token: int) -> FinishReason | None:
-        if token in self.ends or (self.stop_checker is not None and self.stop_checker.add(token)):
+        ends = token in self.ends
+        if self.stop_checker is not None and self.stop_checker.add(token, ends=ends):
+            return "stop"
+        if ends:
             return "stop"
         return "length" if self.room <= 0 else None
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import re
+import json
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from jinja2 import Environment, TemplateError, meta
 from transformers import PreTrainedTokenizerBase
 
 from truedepth.errors import TextError
-from truedepth.records.messages import one_line
+from truedepth.records.messages import listed, one_line
+from truedepth.training.data.responses import ResponseTokens, marks_responses, with_marks, without_marks
 from truedepth.training.data.sources import Conversation, Document, Exchange, Item
 
-_MARKS_RESPONSES = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""What a chat template has that says by itself which tokens are the assistant's."""
+_LOOKS_READ = frozenset({"functions", "function_call", "tool_choice", "system", "system_prompt", "system_message"})
+"""Fields of other formats that would change what a template writes, were they given in its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,8 @@ class Encoder:
 
     A document is its text and the end token. A prompt and its response are tokenised apart, as they are when a
     response is generated; the response ends with the end token. A conversation is what the tokenizer's chat template
-    makes of it. Where the template does not mark responses itself, they are what each assistant message adds to the
+    makes of it, with the tools, documents and other inputs of the item. Where the template does not mark responses
+    itself, they are what each assistant message adds to the
     messages before it, the first message of all left out; a template that writes earlier messages differently once
     there are later ones leaves only the last response to be trained on.
 
@@ -46,8 +51,8 @@ class Encoder:
         self._tokenizer = tokenizer
         self._responses = responses
         self._end: list[int] = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        self._template = _template(tokenizer)
-        self._marks_responses = bool(self._template and _MARKS_RESPONSES.search(self._template))
+        self._responses_by_marks: ResponseTokens | None = None
+        self._unread: set[str] = set()
 
     def encode(self, item: Item) -> Encoded:
         """The tokens of an item.
@@ -77,26 +82,59 @@ class Encoder:
         return ids[:-1] if self._end and ids[-1:] == self._end else ids
 
     def _conversation(self, item: Conversation) -> Encoded:
-        if self._template is None:
-            raise TextError(
-                f"{item.where}: the tokenizer has no chat template to write conversations with; "
-                "use a model that was tuned for chat, or the format prompt-response without chat_template"
-            )
-        encoded = self._by_marks(item) if self._marks_responses else self._by_prefixes(item)
+        template = _template(self._tokenizer, item)
+        self._check_fields(item, template)
+        text = self._text(item, template)
+        for arguments in _arguments_as_text(item):
+            if any(json.dumps(arguments, ensure_ascii=ascii_only) in text for ascii_only in (True, False)):
+                raise TextError(
+                    f"{item.where}: the chat template puts quotes around the arguments of a tool call, since they are "
+                    f"text, {arguments[:40]!r}; write them as a JSON object"
+                )
+        encoded = (
+            self._by_marks(item, template, text) if marks_responses(template) else self._by_prefixes(item, template)
+        )
         return encoded if self._responses == "all" else Encoded(encoded.ids, _last_run(encoded.loss_mask))
 
-    def _by_marks(self, item: Conversation) -> Encoded:
-        written = self._write(item, len(item.messages), return_assistant_tokens_mask=True)
-        return Encoded(list(written["input_ids"]), [bool(mask) for mask in written["assistant_masks"]])
+    def _check_fields(self, item: Conversation, template: str) -> None:
+        """Refuse fields that the template reads and is not given; warn once of others that look like such."""
+        if not item.unread:
+            return
+        read = sorted(_variables(template).intersection(item.unread))
+        if read:
+            raise TextError(
+                f"{item.where}: the chat template reads {listed(read)}, and the item has a field of that name, which "
+                "is not given to it; put it into an object 'chat_template_kwargs', or give it another name"
+            )
+        new = sorted(_LOOKS_READ.intersection(item.unread) - self._unread)
+        if new:
+            self._unread.update(new)
+            warnings.warn(
+                f"{item.where}: the field {listed(new)} is not read; a chat template reads 'messages', 'tools', "
+                "'documents' and what is in 'chat_template_kwargs'",
+                stacklevel=2,
+            )
 
-    def _by_prefixes(self, item: Conversation) -> Encoded:
-        ids = self._write(item, len(item.messages))["input_ids"]
+    def _by_marks(self, item: Conversation, template: str, text: str) -> Encoded:
+        if self._responses_by_marks is None:
+            self._responses_by_marks = ResponseTokens(self._tokenizer)
+        marked = self._text(item, with_marks(template))
+        if without_marks(marked) != text:
+            raise TextError(
+                f"{item.where}: it cannot be told where the responses are that the chat template marks; use a template "
+                "without {% generation %}"
+            )
+        ids = self._write(item, template)
+        return Encoded(ids, self._responses_by_marks.mask(marked, ids, item.where))
+
+    def _by_prefixes(self, item: Conversation, template: str) -> Encoded:
+        ids = self._write(item, template)
         loss_mask = [False] * len(ids)
         # What a template writes before a first message cannot be told from the message by a prefix.
         turns = [turn for turn, message in enumerate(item.messages) if message["role"] == "assistant" and turn]
         for turn in reversed(turns):
-            prefix = self._write(item, turn, add_generation_prompt=True)["input_ids"]
-            whole = ids if turn == len(item.messages) - 1 else self._write(item, turn + 1)["input_ids"]
+            prefix = self._write(item, template, turn, add_generation_prompt=True)
+            whole = ids if turn == len(item.messages) - 1 else self._write(item, template, turn + 1)
             if ids[: len(whole)] != whole or whole[: len(prefix)] != prefix:
                 if turn == turns[-1]:
                     raise TextError(
@@ -106,25 +144,58 @@ class Encoder:
                     )
                 break
             loss_mask[len(prefix) : len(whole)] = [True] * (len(whole) - len(prefix))
-        return Encoded(list(ids), loss_mask)
+        return Encoded(ids, loss_mask)
 
-    def _write(self, item: Conversation, count: int, **options: Any) -> dict[str, Any]:
-        """The first `count` messages by the chat template."""
+    def _write(self, item: Conversation, template: str, count: int | None = None, **options: Any) -> list[int]:
+        """The tokens of the first `count` messages, of all by default."""
+        return list(self._apply(item, template, count, tokenize=True, return_dict=True, **options)["input_ids"])
+
+    def _text(self, item: Conversation, template: str) -> str:
+        return str(self._apply(item, template, tokenize=False))
+
+    def _apply(self, item: Conversation, template: str, count: int | None = None, **options: Any) -> Any:
         try:
-            written: Any = self._tokenizer.apply_chat_template(
-                list(item.messages[:count]), tokenize=True, return_dict=True, **options
+            return self._tokenizer.apply_chat_template(
+                list(item.messages[:count]), chat_template=template, **item.inputs, **options
             )
         except Exception as error:
             # Templates are programs that come with the tokenizer, and refuse in many ways.
             raise TextError(f"{item.where}: the chat template refuses this conversation: {one_line(error)}") from None
-        return dict(written)
 
 
-def _template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _template(tokenizer: PreTrainedTokenizerBase, item: Conversation) -> str:
+    """The chat template for a conversation: of several, that for tools where it has them."""
     try:
-        return str(tokenizer.get_chat_template())
+        return str(tokenizer.get_chat_template(tools=item.inputs.get("tools")))
     except ValueError:
-        return None
+        templates: Any = tokenizer.chat_template
+    if isinstance(templates, dict):
+        raise TextError(
+            f"{item.where}: the tokenizer has chat templates named {listed(sorted(templates))}, but none named "
+            "default; give one of them that name in the model's folder"
+        )
+    raise TextError(
+        f"{item.where}: the tokenizer has no chat template to write conversations with; "
+        "use a model that was tuned for chat, or the format prompt-response without chat_template"
+    )
+
+
+def _variables(template: str) -> set[str]:
+    """The names that a template reads from its inputs."""
+    environment = Environment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        return meta.find_undeclared_variables(environment.parse(with_marks(template)))
+    except TemplateError:
+        return set()  # applying it says what is wrong with it
+
+
+def _arguments_as_text(item: Conversation) -> Iterator[str]:
+    """Arguments of tool calls that are not an object but JSON text."""
+    for message in item.messages:
+        for call in message.get("tool_calls") or ():
+            arguments = call.get("function", call).get("arguments")
+            if isinstance(arguments, str):
+                yield arguments
 
 
 def _last_run(loss_mask: list[bool]) -> list[bool]:

@@ -7,19 +7,27 @@ read here and not by `datasets`, which knows no lines, and fills up fields that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from transformers import PreTrainedTokenizerBase
 
 from truedepth.errors import TextError
-from truedepth.evaluation.texts import read_text_file
 from truedepth.records.messages import one_line
 from truedepth.records.recipe import Settings
+from truedepth.records.text_files import decode_text, read_text, refuse_lone_surrogates
 from truedepth.training.data.hub_data import load_split
+
+TEMPLATE_FIELD = "chat_template_kwargs"
+"""The field of a conversation with what its chat template reads by name, besides tools and documents."""
+
+_OWN_ARGUMENTS = {"messages", *signature(PreTrainedTokenizerBase.apply_chat_template).parameters} - {"kwargs"}
+"""What such a field may not have, since it says how a template is applied."""
 
 JSON_LINES = (".jsonl", ".ndjson")
 """How the names of files end that hold one JSON object a line."""
@@ -80,6 +88,9 @@ class Document:
     where: Where
     text: str
 
+    def __post_init__(self) -> None:
+        refuse_lone_surrogates(self.text, str(self.where), TextError)
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -89,13 +100,26 @@ class Exchange:
     prompt: str
     response: str
 
+    def __post_init__(self) -> None:
+        refuse_lone_surrogates([self.prompt, self.response], str(self.where), TextError)
+
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages with a `role` and a `content` each, of which the assistant's are trained on. Never cut."""
+    """Messages with a `role` and a `content` each, of which the assistant's are trained on. Never cut.
+
+    Attributes:
+        inputs: what the chat template is given besides: `tools`, `documents`, and whatever it reads by name.
+        unread: the item's other fields.
+    """
 
     where: Where
     messages: tuple[dict[str, Any], ...]
+    inputs: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        refuse_lone_surrogates([self.messages, self.inputs], str(self.where), TextError)
 
 
 Item = Document | Exchange | Conversation
@@ -117,7 +141,7 @@ def _records(source: DataSource) -> Iterator[tuple[Where, Mapping[str, Any]]]:
     if source.dataset is not None:
         name = f"dataset {source.dataset}, split {source.split}"
         for number, row in enumerate(load_split(source.dataset, source.subset, source.split)):
-            yield Where(name, "row", number), row
+            yield Where(name, "row", number), {key: _without_none(value) for key, value in row.items()}
         return
     for path in _files(str(source.file)):
         if path.suffix.lower() in JSON_LINES:
@@ -128,7 +152,7 @@ def _records(source: DataSource) -> Iterator[tuple[Where, Mapping[str, Any]]]:
                 f"give a file whose name ends in {' or '.join(JSON_LINES)}"
             )
         else:
-            yield Where(str(path)), {source.text_field: read_text_file(path)}
+            yield Where(str(path)), {source.text_field: read_text(path, "a readable text file", TextError)}
 
 
 def _files(pattern: str) -> list[Path]:
@@ -152,14 +176,12 @@ def _json_lines(path: Path) -> Iterator[tuple[Where, Mapping[str, Any]]]:
                     where = Where(str(path), "line", number)
                     yield where, _parse(where, line)
     except OSError as error:
-        raise TextError(f"cannot read '{path}': {error.strerror}; give a readable file") from None
+        raise TextError(f"cannot read {path}: {error.strerror}; give a readable file") from None
 
 
 def _parse(where: Where, line: bytes) -> Mapping[str, Any]:
     try:
-        fields = json.loads(line)
-    except UnicodeDecodeError as error:
-        raise TextError(f"{where} is not UTF-8: byte {error.start} of the line cannot be read; convert it") from None
+        fields = json.loads(decode_text(line, str(where), TextError))
     except ValueError as error:
         raise TextError(f"{where} is not JSON: {one_line(error)}; correct the line or delete it") from None
     except RecursionError:
@@ -173,13 +195,56 @@ def _item(source: DataSource, where: Where, fields: Mapping[str, Any]) -> Item:
     if source.format == "text":
         return Document(where, _text(where, fields, source.text_field))
     if source.format == "chat":
-        return Conversation(where, _messages(where, fields, source.messages_field))
+        return _conversation(where, fields, [source.messages_field], _messages(where, fields, source.messages_field))
     prompt = _text(where, fields, source.prompt_field)
     response = _text(where, fields, source.response_field)
     if source.chat_template:
         turns = ({"role": "user", "content": prompt}, {"role": "assistant", "content": response})
-        return Conversation(where, turns)
+        return _conversation(where, fields, [source.prompt_field, source.response_field], turns)
     return Exchange(where, prompt, response)
+
+
+def _conversation(
+    where: Where, fields: Mapping[str, Any], read: Sequence[str], messages: tuple[dict[str, Any], ...]
+) -> Conversation:
+    """Messages, and what else of an item's fields the chat template is given: as TRL's data sets have it."""
+    inputs: dict[str, Any] = {}
+    for name in ("tools", "documents"):
+        value = _parsed(where, fields, name)
+        if value is None:
+            continue
+        if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+            raise TextError(f"{where}: the field '{name}' is {_shown(value)}; it must be a list of objects")
+        inputs[name] = value
+    others = _parsed(where, fields, TEMPLATE_FIELD) or {}
+    if not isinstance(others, dict) or _OWN_ARGUMENTS.intersection(others):
+        raise TextError(
+            f"{where}: the field '{TEMPLATE_FIELD}' is {_shown(others)}; it must be an object with what the template "
+            f"reads by name, without {', '.join(sorted(_OWN_ARGUMENTS))}"
+        )
+    known = {*read, "tools", "documents", TEMPLATE_FIELD, "messages"}
+    unread = tuple(name for name, value in fields.items() if name not in known and value is not None)
+    return Conversation(where, messages, {**inputs, **others}, unread)
+
+
+def _parsed(where: Where, fields: Mapping[str, Any], name: str) -> Any:
+    """A field that may be JSON text, as some data sets have it."""
+    value = fields.get(name)
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise TextError(f"{where}: the field '{name}' is no JSON: {one_line(error)}; correct it") from None
+
+
+def _without_none(value: Any) -> Any:
+    """A row without the empty fields by which `datasets` makes all objects of a column alike."""
+    if isinstance(value, dict):
+        return {name: _without_none(each) for name, each in value.items() if each is not None}
+    return [_without_none(each) for each in value] if isinstance(value, list) else value
 
 
 def _field(where: Where, fields: Mapping[str, Any], name: str) -> Any:

@@ -26,7 +26,7 @@ from truedepth.records.progress import Progress, silent
 from truedepth.training.data.encoding import Encoder
 from truedepth.training.data.sources import DataSource, Document, Where, read_items
 
-_VERSION = 2
+_VERSION = 3
 """Of the cached files; to be raised whenever items come to other tokens than before."""
 
 _UNITS: tuple[Literal["", "line", "row"], ...] = ("", "line", "row")

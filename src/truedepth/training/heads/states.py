@@ -171,7 +171,7 @@ def _claim(folder: Path, subject: dict[str, Any], depths: list[int]) -> list[int
         write_atomic(path, json.dumps({**subject, "depths": depths}, indent=2) + "\n")
         return depths
     try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         held: list[int] = list(before.pop("depths"))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); delete its folder") from None

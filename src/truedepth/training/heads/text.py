@@ -12,7 +12,7 @@ from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
 from truedepth.engine.generation import encode_prompt
-from truedepth.errors import TextError
+from truedepth.errors import TextError, UsageError
 from truedepth.evaluation.texts import special_start
 from truedepth.records.progress import Progress, silent
 from truedepth.records.recipe import Settings
@@ -108,7 +108,7 @@ def _prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, length: int) 
     for item in read_items(prompts.source):
         if not isinstance(item, Document):
             raise TextError(f"{item.where}: prompts must be of format text, not {prompts.source.format}")
-        for ids in _prompts_of(item.text, prompts, tokenizer):
+        for ids in _prompts_of(item, prompts, tokenizer):
             new = min(prompts.new_tokens, length - len(ids))
             if new >= 2:
                 yield Passage(tuple(ids), (False,) * len(ids), new)
@@ -119,11 +119,14 @@ def _prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase, length: int) 
                 )
 
 
-def _prompts_of(text: str, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def _prompts_of(item: Document, prompts: Prompts, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     if prompts.chat:
-        yield encode_prompt(tokenizer, text, raw=False)
+        try:
+            yield encode_prompt(tokenizer, item.text, raw=False)
+        except UsageError as error:
+            raise TextError(f"{item.where}: {error}; in a recipe, 'chat: false'") from None
         return
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+    ids: list[int] = tokenizer(item.text, add_special_tokens=False, verbose=False).input_ids
     start = special_start(tokenizer)
     size = prompts.prompt_tokens
     for begin in range(0, len(ids) - size + 1, size + prompts.new_tokens):

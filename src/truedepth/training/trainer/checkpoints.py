@@ -113,6 +113,6 @@ def load_meter(checkpoint: Path) -> Meter:
     """
     path = checkpoint / METER_FILE
     try:
-        return Meter(**json.loads(path.read_text(encoding="utf-8")))
+        return Meter(**json.loads(path.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError, TypeError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); resume from another checkpoint") from None

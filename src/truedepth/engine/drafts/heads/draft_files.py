@@ -71,7 +71,7 @@ def read_kind(folder: Path, stem: str) -> str | None:
 
 def _read_card(path: Path, schema: type[CardT]) -> CardT:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         fields: Any = json.loads(text)
     except OSError as error:
         raise DraftError(f"cannot read {path}: {error.strerror}; give the folder that holds it") from None
