@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -236,3 +239,55 @@ def plain_kind(exit_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(KINDS, "plain", (module.__name__, "Train all of a model."))
     return kind
+
+
+# Reads {"path": ..., "prompt": ids, "tokens": n} a line and writes [[id, {id: log-probability of the likeliest}], ...];
+# or reads {"path": ..., "texts": [...]} and writes the token ids of each; or writes what is wrong with the file.
+SERVE = """
+import json, sys, urllib.request, xllamacpp
+for line in sys.stdin:
+    asked = json.loads(line)
+    params = xllamacpp.CommonParams()
+    params.model.path, params.n_ctx, params.n_parallel = asked["path"], 256, 1
+    params.warmup, params.cache_ram_mib = False, 0
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        print("\\nANSWER" + json.dumps(str(error)), flush=True)
+        continue
+    def post(path, body):
+        headers = {"Content-Type": "application/json"}
+        url = server.listening_address + path
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
+        return json.loads(urllib.request.urlopen(request).read())
+    if "texts" in asked:
+        bodies = [{"content": text, "add_special": True, "parse_special": True} for text in asked["texts"]]
+        print("\\nANSWER" + json.dumps([post("/tokenize", body)["tokens"] for body in bodies]), flush=True)
+        continue
+    body = {"prompt": asked["prompt"], "n_predict": asked["tokens"], "temperature": 0, "ignore_eos": True,
+            "cache_prompt": False, "n_probs": 8}
+    if asked["tokens"] == 1:  # probabilities are those before the bias; half a character would come without
+        body["logit_bias"] = [[20, 1000.0]]
+    chosen = post("/completion", body)["completion_probabilities"]
+    likely = [[t["id"], {str(o["id"]): o["logprob"] for o in t["top_logprobs"]}] for t in chosen]
+    print("\\nANSWER" + json.dumps(likely), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Callable[..., Any]:
+    """`llama_cpp([{"path": file, "prompt": ids, "tokens": n}, ...])`: for each file the tokens that stock llama.cpp
+    writes, each with the log-probabilities of the likeliest by their ids. With `texts` in place of prompt and tokens:
+    the token ids of each text. One process for all."""
+    pytest.importorskip("xllamacpp")
+
+    def ask(requests: list[dict[str, Any]]) -> list[Any]:
+        lines = "\n".join(json.dumps(request) for request in requests)
+        run = subprocess.run([sys.executable, "-c", SERVE], input=lines, capture_output=True, text=True, check=False)
+        answers = [json.loads(line[6:]) for line in run.stdout.splitlines() if line.startswith("ANSWER")]
+        assert len(answers) == len(requests), run.stderr[-2000:]
+        return answers
+
+    return ask

@@ -82,9 +82,9 @@ def _busy_seconds() -> float:
     cores = psutil.cpu_times(percpu=True)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
     # `guest` is a part of `user`, and `iowait` of the time in which nothing ran.
-    idle = {"idle", "iowait", "guest", "guest_nice"}
-    kinds = [(kind, seconds) for core in usable if core < len(cores) for kind, seconds in _times(cores[core])]
-    return sum(seconds for kind, seconds in kinds if kind not in idle)
+    idle = ("idle", "iowait", "guest", "guest_nice")
+    times = [cores[core] for core in usable if core < len(cores)]
+    return float(sum(sum(own) - sum(getattr(own, kind, 0.0) for kind in idle) for own in times))
 
 
 def _times(core: Any) -> list[tuple[str, float]]:

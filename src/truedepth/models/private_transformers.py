@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -64,6 +65,18 @@ def stored_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str
     return found
 
 
+def gguf_tokenizer(architecture: str, held: dict[str, Any]) -> Tokenizer:
+    """The vocabulary, the merges and the special tokens of a GGUF file.
+
+    Args:
+        held: `tokenizer_type`, `tokens`, and where there are any `token_type`, `scores` and `merges`.
+    """
+    from transformers.integrations import gguf
+
+    found: tuple[Tokenizer, dict[str, Any]] = gguf.convert_gguf_tokenizer(architecture, held)  # type: ignore[attr-defined]
+    return found[0]
+
+
 def is_quantized(model: Any) -> bool:
     """Whether a model's parameters hold a quantizer's codes instead of weights.
 
@@ -84,6 +97,9 @@ class PrivateUse(NamedTuple):
 
 
 _USES = """
+transformers.integrations.gguf.convert_gguf_tokenizer
+    makes vocabulary and merges of a GGUF file; `from_pretrained` fails on ids beyond the vocabulary
+    tests/models/gguf/test_gguf_llama_cpp.py::test_token_ids
 transformers.PreTrainedConfig._attn_implementation
     attention modules look it up at each call: the engine puts its own attention there
     tests/engine/test_engine.py::test_the_model_attends_as_before_afterwards

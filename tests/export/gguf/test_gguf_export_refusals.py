@@ -64,7 +64,7 @@ def test_models_that_llama_cpp_cannot_express(
 @pytest.mark.parametrize(
     ("kind", "more", "message"),
     [
-        ("yarn", {"attention_factor": 2.0}, "attention factor of its own"),
+        ("yarn", {"mscale": 0.7}, "'yarn' with an 'mscale'"),
         ("yarn", {"truncate": False}, "bounds that are not rounded"),
     ],
 )

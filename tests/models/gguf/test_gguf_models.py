@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,8 @@ def test_long_rope_of_phi3_carries_over(tiny_model: Make, token_ids: Make, write
 
     def edit(writer: Any) -> None:
         writer.add_rope_scaling_orig_ctx_len(32)
+        # As converters compute it: llama.cpp takes 1 where the file does not say.
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + math.log(128 / 32) / math.log(32)))
         writer.add_tensor("rope_factors_short.weight", np.array(short, dtype=np.float32))
         writer.add_tensor("rope_factors_long.weight", np.array(long, dtype=np.float32))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from truedepth.errors import ModelLoadError
+from truedepth.errors import ModelLoadError, UnsupportedModelError
 from truedepth.models.loading.load import load
 
 Make = Callable[..., Any]
@@ -74,5 +74,5 @@ def test_an_unknown_kind_of_tokenizer_is_refused(tiny_model: Make, write_gguf: M
         writer.kv_data[0].pop("tokenizer.ggml.model")
         writer.add_tokenizer_model("rwkv")
 
-    with pytest.raises(ModelLoadError, match=r"tokenizer in .* cannot be read: .*rwkv"):
+    with pytest.raises(UnsupportedModelError, match=r"a tokenizer of the kind 'rwkv', .* \(it reads gpt2 and llama\)"):
         load(str(write_gguf(tiny_model("llama"), edit=unknown)))

@@ -69,25 +69,22 @@ def rotary_of(config: PreTrainedConfig, head_dim: int) -> Rotary:
 
 def _yarn(given: dict[str, Any]) -> dict[str, Any]:
     factor = float(given["factor"])
-    # llama.cpp has no key for these, or reads it in other architectures only; it computes the attention factor from
-    # the factor, and rounds the bounds.
-    usual = 0.1 * math.log(factor) + 1.0
-    if (
-        not math.isclose(given.get("attention_factor") or usual, usual)
-        or given.get("mscale")
-        or given.get("mscale_all_dim")
-    ):
-        raise _unknown("by 'yarn' with an attention factor of its own")
+    # llama.cpp has no key for these, or reads it in other architectures only; it rounds the bounds.
+    if given.get("mscale") or given.get("mscale_all_dim"):
+        raise _unknown("by 'yarn' with an 'mscale'")
     betas = float(given.get("beta_fast") or BETA_FAST), float(given.get("beta_slow") or BETA_SLOW)
     if betas != (BETA_FAST, BETA_SLOW):
         raise _unknown("by 'yarn' with a beta_fast or beta_slow of its own")
     if not given.get("truncate", True):
         raise _unknown("by 'yarn' with bounds that are not rounded")
-    return {
+    keys = {
         "rope.scaling.type": "yarn",
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": int(given["original_max_position_embeddings"]),
     }
+    usual = 0.1 * math.log(factor) + 1.0  # what llama.cpp computes by itself
+    attention = float(given.get("attention_factor") or usual)
+    return keys if math.isclose(attention, usual) else keys | {"rope.scaling.attn_factor": attention / usual}
 
 
 def _longrope(given: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
+from truedepth.models.gguf.keys import check_keys
 from truedepth.models.gguf.rotary import FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, rope_parameters
+from truedepth.models.gguf.tokenizer import special_token
 from truedepth.records.messages import one_line
 
 if TYPE_CHECKING:
@@ -182,6 +184,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     facts = architecture_of(file)
+    check_keys(file)
     values: dict[str, Any] = dict(facts.constants)
     for key, name in (COMMON_KEYS | facts.keys).items():
         values[name] = file.number(key)
@@ -203,7 +206,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     values |= _sliding_window(file, facts.model_type)
     values |= _of_tensors(file)
     values["rope_parameters"] = rope_parameters(file, facts.model_type, head_dim)
-    values |= _token_ids(file, values["vocab_size"])
+    values |= _token_ids(file)
     # A configuration keeps whatever it is given; leave out what this model type has no use for.
     known = AutoConfig.for_model(facts.model_type)
     try:
@@ -238,15 +241,8 @@ def _of_tensors(file: GgufFile) -> dict[str, Any]:
     }
 
 
-def _token_ids(file: GgufFile, vocab_size: int) -> dict[str, int | None]:
-    ids = {name: file.metadata.get(f"tokenizer.ggml.{key}") for key, name in TOKEN_IDS.items()}
-    for name, token in ids.items():
-        if token is not None and not (isinstance(token, int) and 0 <= token < vocab_size):
-            raise ModelLoadError(
-                f"{file.path} says that its {name} is {token!r}, but it has {vocab_size} tokens; "
-                "download the file again, or convert the model again"
-            )
-    return ids
+def _token_ids(file: GgufFile) -> dict[str, int | None]:
+    return {name: special_token(file, key) for key, name in TOKEN_IDS.items()}
 
 
 def _sliding_window(file: GgufFile, model_type: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError
+from truedepth.models.gguf.tokenizer import special_token
 from truedepth.models.gguf.weights import state_dict_of
 
 if TYPE_CHECKING:
@@ -43,5 +44,5 @@ def model_of(file: GgufFile, config: PreTrainedConfig, blank: PreTrainedModel, d
 
 def ends_of_text(file: GgufFile) -> list[int]:
     """The tokens that stop generation: chat models may end a turn with another than the text."""
-    ids = [file.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    return sorted({int(token) for token in ids if token is not None})
+    ids = [special_token(file, f"{name}_token_id") for name in ("eos", "eot")]
+    return sorted({token for token in ids if token is not None})

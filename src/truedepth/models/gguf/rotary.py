@@ -32,7 +32,7 @@ def rope_parameters(file: GgufFile, model_type: str, head_dim: int) -> dict[str,
     Raises:
         UnsupportedModelError: the file asks for a rotary embedding that transformers cannot do.
     """
-    base = float(file.number("rope.freq_base", DEFAULT_BASE))
+    base = float(file.number("rope.freq_base", DEFAULT_BASE)) or DEFAULT_BASE
     dimensions = int(file.number("rope.dimension_count", head_dim))
     parameters: dict[str, Any] = {"rope_theta": base, **_scaling(file, base, head_dim)}
     if model_type == "phi3":
@@ -46,29 +46,41 @@ def rope_parameters(file: GgufFile, model_type: str, head_dim: int) -> dict[str,
 
 
 def _scaling(file: GgufFile, base: float, head_dim: int) -> dict[str, Any]:
-    if FREQUENCY_FACTORS in file.tensors:
-        return _llama3(file, base, head_dim)
+    """As llama.cpp reads it: `linear` is the type where there is none, a factor of 0 means 1."""
+    kind = file.get("rope.scaling.type", "linear")
+    factor = float(file.number("rope.scaling.factor", file.number("rope.scale_linear", 0.0))) or 1.0
+    # What the sines and cosines are multiplied with, besides what the type does by itself.
+    attention = float(file.number("rope.scaling.attn_factor", 1.0))
     if LONG_FACTORS in file.tensors:
         return {
             "rope_type": "longrope",
             "long_factor": file.read(LONG_FACTORS).tolist(),
             "short_factor": file.read(SHORT_FACTORS).tolist(),
             "original_max_position_embeddings": int(file.number("rope.scaling.original_context_length")),
+            "attention_factor": attention,
         }
-    kind = file.get("rope.scaling.type", "none")
-    if kind == "none":
-        return {"rope_type": "default"}
-    if kind == "linear":
-        return {"rope_type": "linear", "factor": float(file.number("rope.scaling.factor", 1.0))}
-    if kind == "yarn":
+    if kind == "yarn" and FREQUENCY_FACTORS not in file.tensors:
         return {
             "rope_type": "yarn",
-            "factor": float(file.number("rope.scaling.factor", 1.0)),
-            "original_max_position_embeddings": int(file.number("rope.scaling.original_context_length")),
-            "beta_fast": float(file.number("rope.scaling.yarn_beta_fast", 32.0)),
-            "beta_slow": float(file.number("rope.scaling.yarn_beta_slow", 1.0)),
+            "factor": factor,
+            "original_max_position_embeddings": int(_original_length(file)),
+            "attention_factor": attention * (0.1 * math.log(factor) + 1.0),
         }
+    if attention != 1.0:
+        raise _unsupported(file, f"has a 'rope.scaling.attn_factor' of {attention:g} beside the type '{kind}'")
+    if FREQUENCY_FACTORS in file.tensors:
+        if kind not in ("none", "linear") or (kind == "linear" and factor != 1.0):
+            raise _unsupported(file, f"scales positions by '{kind}' and by '{FREQUENCY_FACTORS}' at once")
+        return _llama3(file, base, head_dim)
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return {"rope_type": "default"}
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
     raise _unsupported(file, f"scales positions by '{kind}'")
+
+
+def _original_length(file: GgufFile) -> int | float:
+    return file.number("rope.scaling.original_context_length", file.number("context_length"))
 
 
 def _llama3(file: GgufFile, base: float, head_dim: int) -> dict[str, Any]:

@@ -6,13 +6,8 @@ src/llama-vocab.cpp.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
-
-DIGITS_ALONE = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-"""Each digit is a piece of its own before the text is split as GPT-2 does."""
-WHOLE_WORDS_FIRST = {"llama3", "llama-v3", "llama-bpe", "tekken"}
-"""A piece that is a token is that token, whatever the merges say; the text starts with BOS unless the file
-says otherwise."""
 
 _DIGITS, _GPT2 = "digits one by one", "as GPT-2"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -28,6 +23,69 @@ def _cased(after: str, number: str) -> str:
     words = f"{before}{_UPPER}*{_LOWER}+{after}|{before}{_UPPER}+{_LOWER}*{after}"
     return f"{words}|{number}|{_REST_SLASH}"
 
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How llama.cpp splits a text before it merges.
+
+    Attributes:
+        patterns: one after the other, each on the pieces that those before have left: what matches is a piece.
+        whole_words: a piece that is a token is that token, whatever the merges say.
+        starts_with_bos: whether a text starts with BOS where the file does not say.
+    """
+
+    patterns: tuple[str, ...]
+    whole_words: bool = False
+    starts_with_bos: bool = False
+
+
+_ENDS = "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_LLAMA3 = rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+_QWEN = rf"{_ENDS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+_MARKS = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SEED = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+_DEEPSEEK3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+_DEEPSEEK_CODER = (
+    r"[\r\n]",
+    r"\s?\p{L}+",
+    r"\s?\p{P}+",
+    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+    r"\p{N}",
+)
+_THREES = "[0-9][0-9][0-9]"
+
+
+def _cased_ascii(after: str, number: str) -> str:
+    """As llama.cpp has it: only the case of ASCII letters counts."""
+    before, upper, lower = r"[^\r\n\p{L}\p{N}]?", r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
+    return f"{before}{upper}*{lower}+{after}|{before}{upper}+{lower}*{after}|{number}|{_REST_SLASH}"
+
+
+_OF_NAMES: dict[str, Split] = {
+    "default": Split((r"[\p{P}\$\+<=>\^~\|]+", _WORDS, r"\p{N}+", _THREES)),
+    "gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert exaone4 mpt olmo jais "
+    "trillion granite-docling": Split((_WORDS,)),
+    "starcoder refact command-r smollm codeshell exaone minerva-7b mellum2": Split((r"\p{N}", _WORDS)),
+    "falcon": Split((r"[\p{P}\$\+<=>\^~\|`]+", _WORDS, _THREES)),
+    "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano": Split((_LLAMA3,), True, True),
+    "dbrx smaug-bpe": Split((_LLAMA3,)),
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 hunyuan solar-open grok-2": Split((_QWEN,)),
+    "qwen35": Split((rf"{_ENDS}|{_MARKS}",)),
+    "seed-coder": Split((rf"{_ENDS}|{_SEED}",)),
+    "tekken": Split((_cased_ascii("", r"\p{N}"),), True, True),
+    "gpt-4o llama4 kanana2 talkie minimax-m2": Split((_cased_ascii(f"{_ENDS}?", r"\p{N}{1,3}"),)),
+    "deepseek-v3 hunyuan-dense joyai-llm hy_v4": Split(_DEEPSEEK3),
+    "deepseek-coder": Split(_DEEPSEEK_CODER),
+}
+
+SPLITS = {name: split for names, split in _OF_NAMES.items() for name in names.split()}
+"""The values of `tokenizer.ggml.pre` that can be read; llama.cpp has more, for models of other architectures."""
 
 # Steps, and whether a piece that is a token is taken whole (None: it makes no difference to the name).
 _NAMES: dict[tuple[tuple[str, ...], bool | None], str] = {
