@@ -7,7 +7,6 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
@@ -85,10 +84,6 @@ def _busy_seconds() -> float:
     idle = ("idle", "iowait", "guest", "guest_nice")
     times = [cores[core] for core in usable if core < len(cores)]
     return float(sum(sum(own) - sum(getattr(own, kind, 0.0) for kind in idle) for own in times))
-
-
-def _times(core: Any) -> list[tuple[str, float]]:
-    return [(kind, float(seconds)) for kind, seconds in core._asdict().items()]
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
