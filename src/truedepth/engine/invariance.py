@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from truedepth.engine.cpu.kernels import DTYPES, kernels
 from truedepth.engine.runner.attention import HEAD_SIZES
 from truedepth.families import Family
+from truedepth.models.private_transformers import has_hooks
 from truedepth.parallel.split import is_split
 
 _NUMBERS_UNCHANGED = (nn.Identity, nn.Dropout)
@@ -55,7 +56,7 @@ def _reasons(name: str, part: nn.Module) -> Iterator[str]:
 
 def _is_ours(module: nn.Module) -> bool:
     """Whether a module by itself, its children apart, computes each row in the same way among any others."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if has_hooks(module):
         return False
     if "forward" in vars(module):
         forward = vars(module)["forward"]

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from truedepth.errors import UnsupportedModelError
+from truedepth.models.private_transformers import has_hooks, hooks_before
 
 _IN_LAYERS = """
     ADALORA ADAMSS ADAPTION_PROMPT BEFT BOFT C3A DEFT DELORA FOURIERFT FROD GLORA GRALORA HIRA HRA IA3 LN_TUNING LOHA
@@ -55,13 +56,13 @@ def require_in_layers(model: nn.Module) -> None:
             "layers and on each token by itself; the tokens would be wrong here. Use the PEFT model's own generate, "
             "or, to go without the adapter, do this inside of 'with model.disable_adapter():'"
         )
-    if any(_of_peft(hook) for module in core.modules() for hook in module._forward_pre_hooks.values()):
+    if any(_of_peft(hook) for module in core.modules() for hook in hooks_before(module)):
         raise UnsupportedModelError(
             "adapters are chosen for each row of a batch (adapter_names or the like), and rows here come and go; leave "
             "that out, and generate for one adapter at a time after model.set_adapter(name)"
         )
     for module in (core, getattr(core, "base_model", core)):
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_hooks(module):
             raise UnsupportedModelError(
                 f"there are forward hooks on the {type(module).__name__}, which is not called as a whole here, so that "
                 "they would do nothing; remove them, or use the model's own generate"

@@ -77,6 +77,21 @@ def gguf_tokenizer(architecture: str, held: dict[str, Any]) -> Tokenizer:
     return found[0]
 
 
+def hooks_before(module: nn.Module) -> list[Any]:
+    """What is called before a module's forward."""
+    return list(module._forward_pre_hooks.values())
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called before or after a module's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether `torch.compile` stands around a module, or `compile` was called on it."""
+    return module._compiled_call_impl is not None or "_orig_mod" in dict(module.named_children())
+
+
 def is_quantized(model: Any) -> bool:
     """Whether a model's parameters hold a quantizer's codes instead of weights.
 
@@ -97,6 +112,24 @@ class PrivateUse(NamedTuple):
 
 
 _USES = """
+torch.nn.Module._forward_pre_hooks
+    hooks may change what a packed weight is, or act where the engine does not call
+    tests/engine/test_weight_readers.py::test_tokens_and_weights
+torch.nn.Module._parameters
+    a packed weight is put in the place of a parameter without a copy, and found where it is computed instead
+    tests/engine/test_weight_readers.py::test_packed_weights_can_be_read_and_nothing_else
+torch.utils._pytree.tree_map_only
+    finds packed weights among the arguments of a function that reads them
+    tests/engine/test_weight_readers.py::test_packed_weights_can_be_read_and_nothing_else
+torch.nn.Module._forward_hooks
+    the engine does not call the whole model, so that hooks there would do nothing
+    tests/engine/test_weight_readers.py::test_hooks_on_the_whole_model_are_refused
+torch.nn.Module._compiled_call_impl
+    compiled code reads the weights that it was compiled for, which are then not packed
+    tests/engine/test_weight_readers.py::test_compiled_code_finds_its_weights
+torch._dynamo.eval_frame.OptimizedModule._orig_mod
+    the same, where `torch.compile` stands around a module
+    tests/engine/test_weight_readers.py::test_compiled_code_finds_its_weights
 transformers.integrations.gguf.convert_gguf_tokenizer
     makes vocabulary and merges of a GGUF file; `from_pretrained` fails on ids beyond the vocabulary
     tests/models/gguf/test_gguf_llama_cpp.py::test_token_ids

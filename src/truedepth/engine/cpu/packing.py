@@ -26,6 +26,7 @@ from truedepth.engine.cpu.quick import Quick, quick_forward
 from truedepth.errors import TruedepthError, UsageError
 from truedepth.families import Family
 from truedepth.models.adapters import calls_its_linears
+from truedepth.models.private_transformers import hooks_before, is_compiled
 
 
 def pack_linear(linear: nn.Linear) -> nn.Linear:
@@ -58,7 +59,7 @@ class Packing:
         self._owners = Counter(id(held) for part in model.modules() for held in part.parameters(recurse=False))
         self._family, self._dtype = family, model.dtype
         self._head: _Together | _Table | None = None
-        if not any(map(_is_compiled, (model, model.base_model))):
+        if not any(map(is_compiled, (model, model.base_model))):
             *parts, head, embedding = self._own()
             self._pack(parts)
             self._head = self._pack_head(head, embedding)
@@ -95,7 +96,7 @@ class Packing:
                 linears = {name: part for name, part in parts.items() if self._is_plain(part)}
                 self._packed += map(_Together, _products_of(linears, self._family))
                 for part in parts.values():
-                    if not _is_prepared(part) and (quick := quick_forward(part, self._dtype)):
+                    if not hooks_before(part) and (quick := quick_forward(part, self._dtype)):
                         self._packed.append(Quick(part, quick))
 
     def _is_plain(self, module: nn.Module, owners: int = 1) -> TypeGuard[nn.Linear]:
@@ -135,30 +136,22 @@ def _named_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
     Compiled code reads the weights that it was compiled for.
     """
     yield name, module
-    if calls_its_linears(module) and not _is_compiled(module):
+    if calls_its_linears(module) and not is_compiled(module):
         for key, child in module.named_children():
             yield from _named_parts(child, f"{name}.{key}" if name else key)
 
 
 def _owns_its_weight(module: nn.Module) -> bool:
     """Whether a module's weight is an ordinary parameter, and its forward that of its class."""
-    weight = module._parameters.get("weight")  # none where it is computed, as by torch.nn.utils.parametrize
-    return type(weight) is nn.Parameter and "forward" not in vars(module) and not _is_prepared(module)
+    weight = dict(module.named_parameters(recurse=False)).get(
+        "weight"
+    )  # none where it is computed, as by torch.nn.utils.parametrize
+    return type(weight) is nn.Parameter and "forward" not in vars(module) and not hooks_before(module)
 
 
 def _is_tied(embedding: nn.Module, head: nn.Linear) -> TypeGuard[nn.Embedding]:
     """Whether a module is an embedding whose table is the head's weight."""
     return isinstance(embedding, nn.Embedding) and _owns_its_weight(embedding) and embedding.weight is head.weight
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    """Whether `torch.compile` stands around a module, or `compile` was called on it."""
-    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
-
-
-def _is_prepared(module: nn.Module) -> bool:
-    """Whether something is called before a module, which may change its weight."""
-    return bool(module._forward_pre_hooks)
 
 
 def _products_of(linears: dict[str, nn.Linear], family: Family) -> Iterator[list[nn.Linear]]:
