@@ -143,9 +143,7 @@ def _named_parts(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Mo
 
 def _owns_its_weight(module: nn.Module) -> bool:
     """Whether a module's weight is an ordinary parameter, and its forward that of its class."""
-    weight = dict(module.named_parameters(recurse=False)).get(
-        "weight"
-    )  # none where it is computed, as by torch.nn.utils.parametrize
+    weight = module._parameters.get("weight")  # none where it is computed, as by torch.nn.utils.parametrize
     return type(weight) is nn.Parameter and "forward" not in vars(module) and not hooks_before(module)
 
 
