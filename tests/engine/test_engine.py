@@ -380,18 +380,44 @@ def test_a_model_wrapped_by_peft(tiny_model: Any, asked: Any, generated: Any) ->
         assert generated(model, asked(6)) != expected
 
 
-def test_lengths_that_change_the_rotary_embedding_are_refused(tiny_model: Any) -> None:
-    """longrope's frequencies differ beyond a length, for all tokens of a pass alike."""
-    rope = {
-        "rope_type": "longrope",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 1.0,
-        "short_factor": [1.0] * 4,
-        "long_factor": [4.0, 5.0, 6.0, 9.0],
+_SCALED = {
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 32},
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 16,
-    }
-    model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    },
+}
+
+
+@pytest.mark.parametrize("kind", _SCALED)
+def test_beyond_the_original_length(kind: str, tiny_model: Any, plan_of: Any, token_ids: Any, generated: Any) -> None:
+    """The context is the scaled one, to its last token, whatever drafts; and the text is that of transformers."""
+    rope = {"rope_type": kind, "rope_theta": 1e4, **_SCALED[kind]}
+    model = tiny_model("llama", rope_parameters=rope, max_position_embeddings=128 if kind == "llama3" else 32)
+    requests = [Request(token_ids(1, 40)[0].tolist(), 88, ignore_end=True)]
+    with Engine(model) as engine:
+        written = tokens(engine.generate(requests))
+        draft = engine.draft(plan_of("0-4"))
+        assert tokens(engine.generate(requests, drafts=[draft])) == written
+        with pytest.raises(UsageError, match="context of 128; ask for at most 88 new tokens"):
+            engine.generate([Request(requests[0].prompt_ids, 89)])
+    assert written == generated(model, requests)
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_lengths_that_change_the_rotary_embedding_are_refused(kind: str, tiny_model: Any) -> None:
+    """Its frequencies differ beyond a length, for all tokens of a pass alike."""
+    rope: dict[str, Any] = {"rope_type": kind, "rope_theta": 10000.0}
+    if kind == "longrope":
+        rope |= {"partial_rotary_factor": 1.0, "short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 9.0]}
+        rope |= {"original_max_position_embeddings": 16}
+        model = tiny_model("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    else:
+        model = tiny_model("llama", rope_parameters=rope | {"factor": 4.0}, max_position_embeddings=16)
     with Engine(model) as engine:
         assert len(engine.generate([Request([5] * 8, 8, ignore_end=True)])[0].token_ids) == 8
-        with pytest.raises(UsageError, match="context of 16; ask for at most 8 new tokens"):
+        with pytest.raises(UsageError, match=f"context of 16 .*'{kind}'.*; ask for at most 8 new tokens"):
             engine.generate([Request([5] * 8, 9)])

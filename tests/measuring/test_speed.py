@@ -206,7 +206,7 @@ def test_prompt_is_fixed_and_valid(tiny_model: Callable[..., Any]) -> None:
         ({"prompt_tokens": 0}, "prompt tokens is 0"),
         ({"new_tokens": 0}, "new tokens is 0"),
         ({"batch": -1}, "batch is -1"),
-        ({"prompt_tokens": 100, "new_tokens": 29}, "more than the 128 positions"),
+        ({"prompt_tokens": 100, "new_tokens": 29}, "more than the model's context of 128"),
     ],
 )
 def test_wrong_numbers(tiny_model: Callable[..., Any], wrong: dict[str, int], message: str) -> None:

@@ -31,6 +31,7 @@ from truedepth.engine.sampling.sequences import SequenceState
 from truedepth.errors import PlanError, UsageError
 from truedepth.families import family_of
 from truedepth.models.adapters import require_in_layers
+from truedepth.models.context import BY_LENGTH, context_length, rotary_type
 from truedepth.models.rewire import applied_plan, causal_lm
 from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
@@ -236,21 +237,17 @@ def check_context(config: Any, read: int, max_new_tokens: int) -> None:
     Raises:
         UsageError: with how many tokens would fit.
     """
-    text = config.get_text_config()
-    context = getattr(text, "max_position_embeddings", None)
+    context = context_length(config)
     if context is None:
         return
-    rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    if rotary.get("rope_type") == "longrope":
-        # Beyond that length its frequencies follow the longest sequence of a pass, which batches and parts of prompts
-        # would make wrong.
-        context = min(context, rotary.get("original_max_position_embeddings") or context)
     if read + max_new_tokens <= context:
         return
+    kind = rotary_type(config)
+    why = f" (beyond it, its rotary embedding of type '{kind}' would depend on the batch)" if kind in BY_LENGTH else ""
     if read >= context:
-        raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}; shorten it")
+        raise UsageError(f"the prompt has {read} tokens, but the model's context is {context}{why}; shorten it")
     raise UsageError(
-        f"a prompt of {read} tokens and {max_new_tokens} new ones exceed the model's context of {context}; "
+        f"a prompt of {read} tokens and {max_new_tokens} new ones exceed the model's context of {context}{why}; "
         f"ask for at most {context - read} new tokens"
     )
 

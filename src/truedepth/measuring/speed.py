@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from truedepth.errors import UsageError
 from truedepth.measuring.timer import MINIMUM_ROUNDS, Spread, in_turns, now, undisturbed
 from truedepth.models.adapters import require_no_virtual_tokens
+from truedepth.models.context import context_length
 from truedepth.models.rewire import applied_plan, apply, restore
 from truedepth.plan import DepthPlan
 from truedepth.records.progress import Progress, silent
@@ -260,9 +261,9 @@ def check_sizes(
     if repeats < MINIMUM_ROUNDS:
         raise UsageError(f"repeats is {repeats}; telling speed from noise takes at least {MINIMUM_ROUNDS}")
     config: Any = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and prompt_tokens + new_tokens > positions:
+    context = context_length(config)
+    if context is not None and prompt_tokens + new_tokens > context:
         raise UsageError(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens are more than the {positions} "
-            "positions of the model; ask for fewer tokens"
+            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens are more than the model's context of {context}; "
+            "ask for fewer tokens"
         )

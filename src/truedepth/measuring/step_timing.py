@@ -17,6 +17,7 @@ from truedepth.engine.sampling.logits_sampler import most_likely
 from truedepth.measuring.pairs import PairSaving, paired
 from truedepth.measuring.step_costs import StepCosts
 from truedepth.measuring.timer import in_turns, now
+from truedepth.models.context import context_length
 from truedepth.plan import FORMS, Form, Stage
 from truedepth.records.progress import Progress, silent
 
@@ -85,8 +86,8 @@ def measure_step_costs(
 def _probes(engine: Engine, vocabularies: Sequence[DraftVocabulary]) -> dict[_Probe, Callable[[], object]]:
     runner, target = engine.runner, engine.target
     most = max(TOKENS)
-    positions = getattr(engine.model.config.get_text_config(), "max_position_embeddings", None)
-    context_tokens = max(1, min(_CONTEXT, positions - most)) if positions else _CONTEXT
+    context = context_length(engine.model.config)
+    context_tokens = _CONTEXT if context is None else max(1, min(_CONTEXT, context - most))
     ids = torch.arange(context_tokens + most, device=runner.device)[None] % runner.vocabulary_size  # (1, P + T)
     cache = KVCache(1, context_tokens + most)
 
