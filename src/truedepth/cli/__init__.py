@@ -17,6 +17,7 @@ import click
 from truedepth.cli.options import LazyGroup, examples
 from truedepth.errors import TruedepthError
 from truedepth.parallel.launch import may_report
+from truedepth.records.messages import out_of_memory
 from truedepth.records.version import VERSION
 
 # Each is a module of this package with a click command named `command`, imported when it is called.
@@ -158,7 +159,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"the disk is full{_at(error)}; free some space and start again", 1
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{_at(error)}", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if out_of_memory(error):
         return f"out of memory ({error}); use a smaller model, a smaller batch, or --dtype bfloat16", 1
     return (
         f"this is a bug in truedepth: {type(error).__name__}: {error}. "

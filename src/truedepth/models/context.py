@@ -25,12 +25,10 @@ def context_length(config: PreTrainedConfig) -> int | None:
     if said is None:
         return None
     rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
-    kind, factor = rotary_type(config), rotary.get("factor") or 1.0
+    kind, factor = rotary_type(config), rotary.get("factor")
     original = rotary.get("original_max_position_embeddings") or said
-    if kind == "yarn":
-        return math.floor(original * factor)
-    if kind == "linear":
-        return math.floor(said * factor)
+    if kind in ("yarn", "linear") and factor is not None:
+        return math.floor((original if kind == "yarn" else said) * factor)
     return min(said, original) if kind == "longrope" else said
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.models.loading.checkpoint import WIDE_PREFIX
+from truedepth.models.loading.checkpoint import GENERATION_CONFIG, WIDE_PREFIX
 from truedepth.models.loading.load import LoadedModel, blank_model, finish_loading
 from truedepth.models.loading.memory import require_memory
 from truedepth.models.loading.placement import resolve_dtype
@@ -22,8 +22,6 @@ from truedepth.parallel.partition import pieces_of, require_divisible
 from truedepth.parallel.ranks import Ranks
 from truedepth.parallel.split import Cut, split
 from truedepth.plan import DepthPlan
-
-GENERATION_CONFIG = "generation_config.json"
 
 
 @dataclass(frozen=True)

@@ -274,10 +274,10 @@ def test_tensors_of_the_wrong_shape_are_refused(tiny_model: Make, write_gguf: Ma
     [
         ("block_count", 2**31 - 1, "says that its model has 2147483647 layers, but holds tensors of 6"),
         ("block_count", 5, "says that its model has 5 layers, but holds tensors of 6"),
-        ("attention.head_count", 0, "0 attention heads"),
+        ("attention.head_count", 0, "says num_attention_heads 0, which must be a whole number from 1"),
         ("attention.head_count_kv", None, None),
         ("embedding_length", None, "lack the number 'llama.embedding_length'"),
-        ("attention.head_count", 5, "make no llama model"),
+        ("attention.head_count", 5, "num_key_value_heads 4, which must be a divisor of its 5 attention heads"),
     ],
 )
 def test_impossible_metadata_are_refused(

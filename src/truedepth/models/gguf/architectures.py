@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
+from truedepth.models.configuration import check_numbers
 from truedepth.models.gguf.keys import check_keys
 from truedepth.models.gguf.rotary import FREQUENCY_FACTORS, LONG_FACTORS, SHORT_FACTORS, rope_parameters
 from truedepth.models.gguf.tokenizer import special_token
@@ -192,9 +193,8 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     for key, name in facts.optional_keys.items():
         if file.get(key) is not None:
             values[name] = file.number(key)
+    _check_numbers(values, file)  # and below, when all are known
     heads, width = int(values["num_attention_heads"]), int(values["hidden_size"])
-    if heads <= 0:
-        raise ModelLoadError(f"{file.path} says that its model has {heads} attention heads; download it again")
     head_dim = int(file.number("attention.key_length", width // heads))
     if file.number("attention.value_length", head_dim) != head_dim:
         raise UnsupportedModelError(f"{file.path} has values of another width than keys, which is not supported")
@@ -207,6 +207,7 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
     values |= _of_tensors(file)
     values["rope_parameters"] = rope_parameters(file, facts.model_type, head_dim)
     values |= _token_ids(file)
+    _check_numbers(values, file)
     # A configuration keeps whatever it is given; leave out what this model type has no use for.
     known = AutoConfig.for_model(facts.model_type)
     try:
@@ -217,6 +218,10 @@ def config_of(file: GgufFile) -> PreTrainedConfig:
             f"the metadata of {file.path} make no {facts.model_type} model: "
             f"{one_line(error)}; download the file again, or convert the model again"
         ) from error
+
+
+def _check_numbers(values: dict[str, Any], file: GgufFile) -> None:
+    check_numbers(values, str(file.path), remedy="download the file again, or convert the model again")
 
 
 def _check_blocks(file: GgufFile, said: int | float) -> None:

@@ -46,23 +46,34 @@ def tensor_reader(
     """What reads the model's parameters one by one: by their names in transformers, dequantised to float32.
 
     Raises:
-        ModelLoadError: tensors are missing, or, when it is read, one has another shape than the model's.
-        UnsupportedModelError: the file holds tensors that the model has no place for.
+        ModelLoadError, UnsupportedModelError: see `check_tensors`.
     """
     facts = architecture_of(file)
+    sources = check_tensors(file, config, shapes)
+    return lambda name: _tensor(file, sources[name], facts, config)
+
+
+def check_tensors(
+    file: GgufFile, config: PreTrainedConfig, shapes: dict[str, tuple[int, ...]]
+) -> dict[str, tuple[str, ...]]:
+    """Make sure that a file holds just the parameters of a model, by its header; returns the tensors of each.
+
+    Raises:
+        ModelLoadError: tensors are missing, or one has another shape than the model's.
+        UnsupportedModelError: the file holds tensors that the model has no place for.
+    """
     sources = tensor_names(file.architecture, config.num_hidden_layers, list(shapes))
     _check_names(file, sources)
-
-    def read(name: str) -> torch.Tensor:
-        tensor = _tensor(file, sources[name], facts, config)
-        if tensor.shape != shapes[name]:
+    for name, stored in sources.items():
+        found = [file.tensors[part].shape for part in stored]
+        # Gate and up of the experts are stacked.
+        shape = found[0] if len(found) == 1 else (*found[0][:1], sum(part[1] for part in found), *found[0][2:])
+        if shape != shapes[name]:
             raise ModelLoadError(
-                f"tensor '{sources[name][0]}' of {file.path} has the shape {tuple(tensor.shape)}, but the "
+                f"tensor '{stored[0]}' of {file.path} has the shape {shape}, but the "
                 f"metadata ask for {shapes[name]}; download the file again, or convert the model again"
             )
-        return tensor
-
-    return read
+    return sources
 
 
 def tensor_names(architecture: str, num_layers: int, names: list[str]) -> dict[str, tuple[str, ...]]:

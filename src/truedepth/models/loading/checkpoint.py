@@ -5,12 +5,15 @@ Only safetensors weights are read: pickle files (`.bin`, `.pt`) can run code.
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Collection
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import ModelLoadError, UnsupportedModelError
+from truedepth.models.configuration import ALWAYS, check_numbers
+from truedepth.records.json_files import read_json
 from truedepth.records.messages import listed, one_line
 
 if TYPE_CHECKING:
@@ -19,9 +22,17 @@ if TYPE_CHECKING:
 
 WIDE_PREFIX = "truedepth_"
 """Model types of checkpoints with wide layers: the source's model type after this."""
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+CONFIG, ADAPTER, GENERATION_CONFIG = "config.json", "adapter_config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+COUNTED = {
+    "num_hidden_layers": re.compile(r"(?:^|\.)layers\.(\d+)\."),
+    "num_experts": re.compile(r"\.experts\.(\d+)\."),
+    "num_local_experts": re.compile(r"\.experts\.(\d+)\."),
+}
+"""What a checkpoint's tensors have in their names, by what its configuration calls the number of them."""
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -36,7 +47,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     """The configuration of a checkpoint.
 
     Raises:
-        ModelLoadError: `config.json` is missing or malformed, or the folder holds an adapter.
+        ModelLoadError: `config.json` is missing or malformed, has a number that cannot be or more layers than the
+            weights, or the folder holds an adapter.
         UnsupportedModelError: the family is unknown, or the weights are quantised.
     """
     from transformers import AutoConfig, PreTrainedConfig
@@ -46,7 +58,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
     if (folder / ADAPTER).is_file():
         # transformers would load the adapter too, and where peft is not installed leave it out.
         raise ModelLoadError(_about_adapter(folder))
-    raw = _read_json(folder, CONFIG)
+    raw = _read_object(folder, CONFIG)
     if not isinstance(raw.get("model_type"), str):
         raise ModelLoadError(f"{folder / CONFIG} has no 'model_type'; it is not the configuration of a model")
     # First of all: transformers may not know the type, or want to run the model's own code for it.
@@ -58,13 +70,16 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> PreTrainedConfig:
             f"the weights in {folder} are quantised, as '{CONFIG}' says; truedepth needs float weights: "
             "give the original checkpoint, or a GGUF file"
         )
+    known: Any = AutoConfig.for_model(raw["model_type"])  # it keeps, and leaves alone, what is not of its type
+    own = {name: value for name, value in raw.items() if hasattr(known, name) or name in ALWAYS}
+    check_numbers(own, str(folder / CONFIG), _stored(folder))
     config: PreTrainedConfig = _read(AutoConfig, folder, f"{folder / CONFIG} is malformed", trust_remote_code)
     return config
 
 
 def _about_adapter(folder: Path) -> str:
     """What a folder with an adapter is, and how to come to a model of it."""
-    settings = _read_json(folder, ADAPTER)
+    settings = _read_object(folder, ADAPTER)
     base = settings.get("base_model_name_or_path") or "its base model"
     adapter = f"PEFT adapter of kind {settings['peft_type']}" if "peft_type" in settings else "PEFT adapter"
     return (
@@ -82,7 +97,7 @@ def check_weights(folder: Path) -> None:
         ModelLoadError: files are missing, truncated or corrupt, or there are only pickle files.
     """
     for file in weight_files(folder):
-        _check_file(file)
+        _names_in(file)
 
 
 def lacks(folder: Path, missing: list[str]) -> ModelLoadError:
@@ -103,6 +118,7 @@ def load_weights(
     """
     from transformers import AutoModelForCausalLM
 
+    _check_generation(folder)
     model, info = _read(
         AutoModelForCausalLM,
         folder,
@@ -128,6 +144,17 @@ def load_weights(
     return loaded
 
 
+def _check_generation(folder: Path) -> None:
+    """Refuse a damaged generation configuration: transformers would leave it out, and say nothing."""
+    path = folder / GENERATION_CONFIG
+    if not _is_there(path):
+        return
+    for name, value in _read_object(folder, GENERATION_CONFIG).items():
+        ids = value if isinstance(value, list) else [value]
+        if name in TOKEN_IDS and not all(token is None or type(token) is int for token in ids):
+            raise ModelLoadError(f"{path} says {name} {value!r}, which must be a token's number; download it again")
+
+
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint.
 
@@ -141,6 +168,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> PreTrainedTokeni
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}); "
             "copy the tokenizer files of the original model into it"
         )
+    if _is_there(folder / TOKENIZER_CONFIG):
+        _read_object(folder, TOKENIZER_CONFIG)
     failure = f"the tokenizer in {folder} cannot be read"
     tokenizer: PreTrainedTokenizerBase = _read(AutoTokenizer, folder, failure, trust_remote_code)
     return tokenizer
@@ -163,16 +192,25 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise _no_weights(folder)
-    names = _read_json(folder, INDEX).get("weight_map")
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise ModelLoadError(f"{folder / INDEX} has no 'weight_map' of tensors to files; download it again")
-    files = [folder / name for name in sorted(set(names.values()))]
+    files = [folder / name for name in sorted(set(_weight_map(folder).values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise ModelLoadError(
             f"{folder} lacks {len(missing)} of {len(files)} weight files: {listed(missing)}; download them again"
         )
     return files
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The file of each tensor, as the index says."""
+    names = _read_object(folder, INDEX).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise ModelLoadError(f"{folder / INDEX} has no 'weight_map' of tensors to files; download it again")
+    if outside := sorted({name for name in names.values() if Path(name).name != name}):
+        raise ModelLoadError(
+            f"{folder / INDEX} names weight files that are not in its folder: {listed(outside)}; download it again"
+        )
+    return names
 
 
 def _no_weights(folder: Path) -> ModelLoadError:
@@ -186,12 +224,26 @@ def _no_weights(folder: Path) -> ModelLoadError:
     return ModelLoadError(f"{folder} has no weights (neither {WEIGHTS} nor {INDEX}); download the whole model")
 
 
-def _check_file(file: Path) -> None:
+def _stored(folder: Path) -> dict[str, int]:
+    """Of how many layers and experts the weights have tensors, by their names; nothing where they are not here."""
+    names: Collection[str] = ()
+    if (folder / WEIGHTS).is_file():
+        names = _names_in(folder / WEIGHTS)
+    elif (folder / INDEX).is_file():
+        names = _weight_map(folder)
+    counts = {
+        key: len({match[1] for name in names if (match := pattern.search(name))}) for key, pattern in COUNTED.items()
+    }
+    return {key: count for key, count in counts.items() if count}
+
+
+def _names_in(file: Path) -> list[str]:
+    """The tensors in a weight file, which is whole."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy"):
-            pass
+        with safe_open(file, framework="numpy") as opened:
+            return list(opened.keys())
     except SafetensorError as error:
         raise ModelLoadError(
             f"{file} is truncated or corrupt: {one_line(error)}; the file has {file.stat().st_size} bytes. "
@@ -201,20 +253,19 @@ def _check_file(file: Path) -> None:
         raise ModelLoadError(f"cannot read {file}: {error.strerror or error}; check its permissions") from None
 
 
-def _read_json(folder: Path, name: str) -> dict[str, Any]:
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelLoadError(f"{folder} has no {name}; {_what_instead(folder)}") from None
-    except OSError as error:
-        raise ModelLoadError(f"cannot read {path}: {error.strerror}; check its permissions") from None
-    except ValueError as error:
-        # Malformed JSON, or bytes that are not UTF-8.
-        raise ModelLoadError(f"{path} is not JSON: {error}; download it again") from None
+    if not _is_there(path):
+        raise ModelLoadError(f"{folder} has no {name}; {_what_instead(folder)}")
+    value = read_json(path, ModelLoadError, "download it again")
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} is not a JSON object; download it again")
     return value
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is such a name, be it a link that leads nowhere."""
+    return path.exists() or path.is_symlink()
 
 
 def _what_instead(folder: Path) -> str:

@@ -119,7 +119,6 @@ def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedMo
     with quiet_transformers():
         path = local_path(source) or fetch_config(source, trust_remote_code=trust_remote_code)
         config, _ = read_model_config(path, trust_remote_code)
-        _require_layers(config, source)
         return blank_model(config, trust_remote_code=trust_remote_code)
 
 
@@ -173,49 +172,40 @@ def _refuse_missing(source: str) -> None:
 
 def _load_from_hub(name: str, options: _Options) -> LoadedModel:
     from truedepth.models.loading.hub import fetch_config, fetch_model
+    from truedepth.models.loading.memory import require_memory
 
     trust = options.trust_remote_code
     # The configuration first: an unsupported or too large model is refused before its weights are fetched.
     with quiet_transformers():
-        _check(read_model_config(fetch_config(name, trust_remote_code=trust), trust)[0], name, options)
+        config, _ = read_model_config(fetch_config(name, trust_remote_code=trust), trust)
+        require_memory(name, blank_model(config, trust_remote_code=trust), options.dtype, options.device)
     return _load_path(fetch_model(name, trust_remote_code=trust), name, options)
 
 
 def _load_path(path: Path, name: str, options: _Options) -> LoadedModel:
     from truedepth.models.gguf.model import model_of
     from truedepth.models.gguf.tokenizer import tokenizer_of
+    from truedepth.models.gguf.weights import check_tensors
     from truedepth.models.loading.checkpoint import load_tokenizer, load_weights
+    from truedepth.models.loading.memory import require_memory
 
     trust = options.trust_remote_code
     with quiet_transformers():
         config, file = read_model_config(path, trust)
-        blank = _check(config, name, options)
         if file is None:
-            tied = config.tie_word_embeddings
-            open_checkpoint(path, config, trust)
-            if tied != config.tie_word_embeddings:
-                _check(config, name, options)  # a matrix more
+            blank, tensors = open_checkpoint(path, config, trust)
+            tensors.require_shapes(blank)
+        else:
+            blank = blank_model(config, trust_remote_code=trust)
+            check_tensors(file, config, {name: tuple(own.shape) for name, own in blank.named_parameters()})
+        require_memory(name, blank, options.dtype, options.device)
+        if file is None:
             tokenizer = load_tokenizer(path, trust_remote_code=trust)
             model = load_weights(path, config, options.dtype, trust_remote_code=trust)
         else:
             tokenizer = tokenizer_of(file)
             model = model_of(file, config, blank, options.dtype)
         return finish_loading(model, tokenizer, name, options.device)
-
-
-def _check(config: PreTrainedConfig, name: str, options: _Options) -> PreTrainedModel:
-    """Refuse a model without layers and one that does not fit; returns the model without its weights."""
-    from truedepth.models.loading.memory import require_memory
-
-    _require_layers(config, name)
-    blank = blank_model(config, trust_remote_code=options.trust_remote_code)
-    require_memory(name, blank, options.dtype, options.device)
-    return blank
-
-
-def _require_layers(config: PreTrainedConfig, name: str) -> None:
-    if config.num_hidden_layers < 1:
-        raise ModelLoadError(f"the configuration of '{name}' says {config.num_hidden_layers} layers; use its own")
 
 
 def blank_model(config: PreTrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -50,11 +50,19 @@ class CheckpointTensors:
         Raises:
             ModelLoadError: some are missing, or have another shape.
         """
-        shapes = {name: tuple(parameter.shape) for name, parameter in blank.named_parameters()}
-        if missing := sorted(set(shapes) - set(self.names)):
+        if missing := sorted({name for name, _ in blank.named_parameters()} - set(self.names)):
             raise lacks(self.folder, missing)
-        for name, shape in shapes.items():
-            if (found := self._shape(name)) != shape:
+        self.require_shapes(blank)
+
+    def require_shapes(self, blank: PreTrainedModel) -> None:
+        """Make sure that the parameters that are there have a model's shapes.
+
+        Raises:
+            ModelLoadError: one has another.
+        """
+        for name, parameter in blank.named_parameters():
+            shape = tuple(parameter.shape)
+            if name in self.names and (found := self._shape(name)) != shape:
                 raise ModelLoadError(
                     f"tensor {self.names[name]} in {self.folder} has the shape {found}, but config.json asks for "
                     f"{shape}; use the model's own config.json"
