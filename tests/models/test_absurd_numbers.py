@@ -73,7 +73,9 @@ class TestAConfiguration:
                 continue  # a longer context than any, and no harm
             for read in (load, load_shapes):
                 (folder / "config.json").write_text(config)
-                assert f"says {name} {value!r}, which must be a whole number" in refused(read, edit(folder, **{name: value}))
+                assert f"says {name} {value!r}, which must be a whole number" in refused(
+                    read, edit(folder, **{name: value})
+                )
 
     @pytest.mark.parametrize("layers", [7, 1000, 10_000])
     def test_more_layers_than_there_are_weights(self, layers: int, checkpoint: Make) -> None:

@@ -65,7 +65,10 @@ def test_an_adapter_says_what_it_is(tmp_path: Path, folder: Path) -> None:
         ('{"model_type": 7}', "has no 'model_type'"),
         ('{"model_type": "llama", "hidden_size": "wide"}', "says hidden_size 'wide', which must be a whole number"),
         ('{"model_type": "llama", "hidden_size": 33, "num_attention_heads": 4}', "not a multiple"),
-        ('{"model_type": "llama", "num_hidden_layers": -3}', "says num_hidden_layers -3, which must be a whole number from 1"),
+        (
+            '{"model_type": "llama", "num_hidden_layers": -3}',
+            "says num_hidden_layers -3, which must be a whole number from 1",
+        ),
         ('{"model_type": "llama", "hidden_act": "no-such-function"}', "makes no llama model"),
     ],
 )

@@ -58,3 +58,14 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     path.write_text("not json\n", encoding="utf-8")
     with pytest.raises(OutputError, match=r"journal\.jsonl is damaged"):
         Journal(path, {})
+
+
+@pytest.mark.parametrize(
+    "line", ["3", "[]", '{"kind": "loss"}', '{"kind": "loss", "key": [], "value": 1, "seconds": 0}', "[" * 100_000]
+)
+def test_a_line_that_is_none_of_a_journal(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    for lines in (['{"subject": {}}', line], [line]):
+        path.write_text("".join(f"{own}\n" for own in lines))
+        with pytest.raises(OutputError, match=r"journal\.jsonl is damaged"):
+            Journal(path, {})

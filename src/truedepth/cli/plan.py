@@ -25,7 +25,7 @@ from truedepth.cli.options import (
 from truedepth.errors import UsageError
 from truedepth.methods.base import EvidenceMethod, LayerMethod, Method
 from truedepth.methods.registry import all_methods, get_method
-from truedepth.plan import DepthPlan
+from truedepth.plan import MOST_LAYERS, DepthPlan
 from truedepth.report import draw_plan
 
 _output_options = options(new_file_options("Write the plan to a plan.yaml."), json_option)
@@ -83,7 +83,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
 def _run_layers(method: type[LayerMethod]) -> Callable[..., None]:
     """The subcommand of a method that needs only the number of layers."""
 
-    @click.option("--layers", type=click.IntRange(1, 10_000), metavar="N", help="The model's number of layers.")
+    @click.option("--layers", type=click.IntRange(1, MOST_LAYERS), metavar="N", help="The model's number of layers.")
     @click.option("--model", metavar="MODEL", help="The model itself, instead of --layers.")
     @trust_remote_code_option
     @_output_options

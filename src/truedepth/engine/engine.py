@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from types import NoneType
 from typing import Any, Self, TypeVar, cast
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,7 @@ from truedepth.models.context import BY_LENGTH, context_length, rotary_type
 from truedepth.models.rewire import applied_plan, causal_lm
 from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
+from truedepth.records.given import require_type
 
 DraftT = TypeVar("DraftT", bound=AnyDraft)
 
@@ -63,8 +65,10 @@ class Engine:
         *,
         target: DepthPlan | None = None,
     ) -> None:
-        require_in_layers(model)
+        require_type("target", target, (DepthPlan, NoneType), "a DepthPlan, or None", PlanError)
+        require_type("tokenizer", tokenizer, (PreTrainedTokenizerBase, NoneType), "a tokenizer, or None")
         core: PreTrainedModel = causal_lm(model)
+        require_in_layers(model)
         family = family_of(core.config)
         num_layers = len(family.decoder_layers(core))
         running = applied_plan(model)

@@ -27,6 +27,7 @@ from truedepth.engine.speculation import DraftLike, Speculation
 from truedepth.errors import UsageError
 from truedepth.methods.plan_text import PlanLike, read_plan
 from truedepth.models.loading.load import LoadedModel
+from truedepth.records.given import require_type
 from truedepth.records.messages import one_line
 from truedepth.records.text_files import refuse_lone_surrogates
 
@@ -90,6 +91,7 @@ def generate(
         DraftError: a head or a vocabulary that does not fit.
         DecodingError: logits that are not numbers.
     """
+    require_type("prompts", prompts, (str, list, tuple), "a text, or a list of texts")
     asked = _Asked(**options)
     requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
     with asked.open(source) as engine:
@@ -218,6 +220,8 @@ class _Asked(Speculation):
     logprobs: bool = False
 
     def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Request]:
+        require_type("raw", self.raw, bool, "True or False")
+        require_type("stop", self.stop, (str, list, tuple), "text, or a list of texts")
         return [
             Request(
                 encode_prompt(tokenizer, prompt, self.raw, self.chat_template),
@@ -266,6 +270,7 @@ def encode_prompt(
     Raises:
         UsageError: the prompt is empty or no text, or the chat template is missing or refuses it.
     """
+    require_type("the prompt", prompt, str, "text")
     if not prompt.strip():
         raise UsageError("the prompt is empty; give some text")
     refuse_lone_surrogates(prompt, "the prompt", UsageError)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from truedepth.engine.drafts.drafts import AnyDraft
 from truedepth.engine.drafts.heads.draft_head import find_head, load_head
@@ -19,6 +20,7 @@ from truedepth.engine.loop.batch import MOST_DRAFTED
 from truedepth.errors import UsageError
 from truedepth.methods.plan_text import PLAN_FORMATS, read_plan
 from truedepth.plan import DepthPlan
+from truedepth.records.given import require_type
 
 DraftLike = str | Path | DepthPlan | ExitHead | EagleHead | AnyDraft
 """A draft as a user writes it (`DRAFT_FORMATS`), its plan, a trained head, or one that an engine has prepared."""
@@ -54,6 +56,9 @@ class Speculation:
         for draft in self._drafts:
             if not isinstance(draft, DraftLike):
                 raise UsageError(f"{draft!r} is no draft; give {DRAFT_FORMATS}; a DepthPlan, or a trained head")
+        require_type("num_speculative_tokens", self.num_speculative_tokens, (int, NoneType), "a whole number, or None")
+        known = (DraftVocabulary, str, Path, NoneType)
+        require_type("vocabulary", self.vocabulary, known, "a draft vocabulary, its folder, or None")
         given = {"a draft length": self.num_speculative_tokens, "a draft vocabulary": self.vocabulary}
         for what, value in given.items():
             if value is not None and not self._drafts:

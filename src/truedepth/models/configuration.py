@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from truedepth.errors import ModelLoadError
+from truedepth.plan import MOST_LAYERS
 
-MOST_LAYERS = 10_000
 # The most that is taken for a model's number, many times what any model has.
 SIZES = {
     "num_hidden_layers": MOST_LAYERS,

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 BY_LENGTH = ("dynamic", "longrope")
-"""Types of rotary embedding whose frequencies, beyond a length, follow the longest sequence of a pass. Batches and parts
-of prompts would make them wrong, so they are used up to that length only."""
+"""Types of rotary embedding whose frequencies, beyond a length, follow the longest sequence of a pass. Batches and
+parts of prompts would make them wrong, so they are used up to that length only."""
 
 
 def context_length(config: PreTrainedConfig) -> int | None:
@@ -24,7 +24,7 @@ def context_length(config: PreTrainedConfig) -> int | None:
     said: int | None = getattr(text, "max_position_embeddings", None)
     if said is None:
         return None
-    rotary: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    rotary = _rotary(config)
     kind, factor = rotary_type(config), rotary.get("factor")
     original = rotary.get("original_max_position_embeddings") or said
     if kind in ("yarn", "linear") and factor is not None:
@@ -34,5 +34,9 @@ def context_length(config: PreTrainedConfig) -> int | None:
 
 def rotary_type(config: PreTrainedConfig) -> str | None:
     """The type of scaling of the rotary embedding, such as `yarn`; None where it differs by attention type."""
-    rotary: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    return rotary.get("rope_type")
+    kind: str | None = _rotary(config).get("rope_type")
+    return kind
+
+
+def _rotary(config: PreTrainedConfig) -> dict[str, Any]:
+    return getattr(config.get_text_config(), "rope_parameters", None) or {}

@@ -36,6 +36,7 @@ from truedepth.models.fuse import mean_of
 from truedepth.models.private_transformers import is_quantized
 from truedepth.models.stages import LayerInputs, is_held, run_group
 from truedepth.plan import DepthPlan, Stage
+from truedepth.records.given import require_type
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -119,6 +120,7 @@ def apply(model: ModelT, plan: DepthPlan, *, free_skipped_cache: bool = False) -
         PlanError: the plan is for another number of layers.
         Both leave the model as it was, with the plan that it had.
     """
+    require_type("the plan", plan, DepthPlan, "a DepthPlan, such as DepthPlan.parse(notation, num_layers)", PlanError)
     core = causal_lm(model)
     family, layers = _family_and_layers(core)
     _check(plan, core, family, layers)
@@ -188,22 +190,28 @@ def _slotted(layer_class: type[nn.Module]) -> type[nn.Module]:
 
 
 def causal_lm(model: nn.Module) -> Any:
-    """The `transformers` model inside of PEFT's wrappers, or the model itself."""
-    return unwrapped(model)
+    """The `transformers` model inside of PEFT's wrappers, or the model itself.
+
+    Raises:
+        UnsupportedModelError: there is none.
+    """
+    core = unwrapped(model)
+    if not isinstance(core, nn.Module) or not hasattr(core, "config"):
+        raise UnsupportedModelError(
+            f"a {type(core).__name__} is not a transformers model; give the model inside it, such as model.module, "
+            "or loaded.model of what truedepth.load returns"
+        )
+    return core
 
 
 def _family_and_layers(core: Any) -> tuple[Family, list[nn.Module]]:
-    kind = type(core).__name__
-    if not hasattr(core, "config"):
-        raise UnsupportedModelError(
-            f"a {kind} is not a transformers model; give the model inside it, such as model.module"
-        )
     family = family_of(core.config)
     try:
         return family, family.decoder_layers(core)
     except AttributeError:
         raise UnsupportedModelError(
-            f"a {kind} is not a causal language model: it has no '{family.layers}'; load it with AutoModelForCausalLM"
+            f"a {type(core).__name__} is not a causal language model: it has no '{family.layers}'; "
+            "load it with AutoModelForCausalLM"
         ) from None
 
 

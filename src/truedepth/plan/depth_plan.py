@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from truedepth.errors import PlanError
+from truedepth.records.given import require_type
 
 Form = Literal["lp", "par"]
 """How a group runs on its input x, with A = norm + attention and F = norm + FFN (residuals excluded):
@@ -30,6 +31,9 @@ Prefill = Literal["plan", "full"]
 
 FORMS: tuple[Form, ...] = get_args(Form)
 PREFILLS: tuple[Prefill, ...] = get_args(Prefill)
+
+MOST_LAYERS = 10_000
+"""What is taken for a model's layers at most; a mistaken number could ask for endless memory."""
 
 _TOKEN = re.compile(r"\([^()]*\)|[^\s()]+|[()]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
@@ -94,6 +98,7 @@ class DepthPlan:
     prefill: Prefill = "plan"
 
     def __post_init__(self) -> None:
+        _check_layers(self.num_layers)
         if self.form not in FORMS:
             raise PlanError(f"unknown form '{self.form}'; choose one of: {', '.join(FORMS)}")
         if self.prefill not in PREFILLS:
@@ -119,7 +124,12 @@ class DepthPlan:
 
     @classmethod
     def full(cls, num_layers: int) -> DepthPlan:
-        """The unmodified model: every layer, one after the other."""
+        """The unmodified model: every layer, one after the other.
+
+        Raises:
+            PlanError: a number of layers that no model has.
+        """
+        _check_layers(num_layers)
         return cls.of_layers(range(num_layers), num_layers)
 
     @classmethod
@@ -134,6 +144,8 @@ class DepthPlan:
         Raises:
             PlanError: naming the token that is wrong and the column where it starts.
         """
+        require_type("the plan", notation, str, "a notation such as '0-3 (4|5)'", PlanError)
+        _check_layers(num_layers)
         stages: list[Stage] = []
         used: set[int] = set()
         for match in _TOKEN.finditer(notation):
@@ -214,6 +226,13 @@ class DepthPlan:
 
     def __str__(self) -> str:
         return self.notation
+
+
+def _check_layers(num_layers: Any) -> None:
+    """Refuse a number of layers that no model has, before plans are made for it."""
+    require_type("the number of layers", num_layers, int, "a whole number", PlanError)
+    if num_layers > MOST_LAYERS:
+        raise PlanError(f"the model has {num_layers} layers; plans are made for at most {MOST_LAYERS}")
 
 
 def _stages_of(token: str, num_layers: int) -> Iterator[Stage]:

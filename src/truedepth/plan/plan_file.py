@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from truedepth.errors import PlanError
-from truedepth.plan import DepthPlan, Form, Prefill
+from truedepth.plan import MOST_LAYERS, DepthPlan, Form, Prefill
 from truedepth.records.files import write_atomic
 from truedepth.records.yaml_files import read_yaml
 
@@ -27,7 +27,7 @@ class _PlanFile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     plan: str
-    layers: int = Field(ge=1, le=10_000)
+    layers: int = Field(ge=1, le=MOST_LAYERS)
     form: Form = "lp"
     prefill: Prefill = "plan"
 

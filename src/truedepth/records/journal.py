@@ -16,6 +16,7 @@ from typing import Any
 
 from truedepth.errors import OutputError
 from truedepth.records.files import output_error
+from truedepth.records.messages import one_line
 
 
 class Figures(dict[str, Any]):
@@ -48,12 +49,15 @@ class Journal:
         lines = self._read()
         if not lines:
             self._write({"subject": subject})
-        elif lines[0].get("subject") != subject:
-            raise OutputError(_difference(path, lines[0].get("subject") or {}, subject))
+        elif lines[0]["subject"] != subject:
+            raise OutputError(_difference(path, lines[0]["subject"], subject))
         known: dict[str, dict[str, Any]] = {}
         for line in lines[1:]:
-            known.setdefault(line["kind"], {})[line["key"]] = line["value"]
-            self._seconds_before = line["seconds"]
+            try:
+                known.setdefault(line["kind"], {})[line["key"]] = line["value"]
+                self._seconds_before = float(line["seconds"])
+            except (LookupError, TypeError, ValueError) as error:
+                raise self._damaged(error) from None
         self._kinds = {kind: Figures(figures, partial(self._keep, kind)) for kind, figures in known.items()}
 
     @property
@@ -82,11 +86,19 @@ class Journal:
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
                 os.truncate(self._path, len(whole))
-            return [json.loads(line) for line in whole.splitlines()]
+            lines = [json.loads(line) for line in whole.splitlines()]
         except OSError as error:
             raise output_error(self._path, error) from error
-        except ValueError as error:
-            raise OutputError(f"{self._path} is damaged ({error}); start again in another folder") from None
+        except (ValueError, RecursionError) as error:
+            raise self._damaged(error) from None
+        if not all(isinstance(line, dict) for line in lines) or (
+            lines and not isinstance(lines[0].get("subject"), dict)
+        ):
+            raise self._damaged(ValueError("a line has no figure"))
+        return lines
+
+    def _damaged(self, error: Exception) -> OutputError:
+        return OutputError(f"{self._path} is damaged ({one_line(error)}); start again in another folder")
 
     def _write(self, line: dict[str, Any]) -> None:
         try:

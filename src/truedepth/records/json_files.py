@@ -31,7 +31,7 @@ def read_json(path: Path, error: type[TruedepthError], remedy: str) -> Any:
 def parse_json(text: str | bytes, name: str, error: type[TruedepthError], remedy: str) -> Any:
     """The value of JSON text; `name` says in messages where it came from. See `read_json`."""
     try:
-        return json.loads(text.decode("utf-8") if isinstance(text, bytes) else text)
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
     except ValueError as problem:  # malformed, bytes that are not UTF-8, or a number of thousands of digits
         raise error(f"{name} is not JSON: {problem}; {remedy}") from None
     except RecursionError:

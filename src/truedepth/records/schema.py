@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from truedepth.errors import TruedepthError
+from truedepth.records.json_files import read_json
+from truedepth.records.messages import one_line
 
 
 class Record(BaseModel):
@@ -43,8 +45,8 @@ class ResultsFile(Record):
             TruedepthError: it is missing, is not JSON, or has another schema.
         """
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8-sig")))
-        except OSError as error:
-            raise TruedepthError(f"cannot read {path}: {error.strerror}; give a finished run's folder") from None
-        except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
-            raise TruedepthError(f"{path} is not {cls.described_as}: {error}; run '{cls.written_by}' again") from None
+            return cls.model_validate(read_json(path, TruedepthError, "give a finished run's folder"))
+        except (ValidationError, RecursionError) as error:
+            raise TruedepthError(
+                f"{path} is not {cls.described_as}: {one_line(error)}; run '{cls.written_by}' again"
+            ) from None

@@ -10,7 +10,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from truedepth.errors import TruedepthError
+from truedepth.records.messages import one_line
 from truedepth.records.text_files import read_text, refuse_lone_surrogates
+
+_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
 
 Record = TypeVar("Record", bound=BaseModel)
 
@@ -33,13 +37,16 @@ def read_yaml(path: Path, schema: type[Record], what: str, error: type[Truedepth
 def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: type[TruedepthError]) -> Record:
     """Read YAML text; `name` says in messages where it came from. See `read_yaml`."""
     try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            # A few lines of them can stand for more values than memory holds.
+            raise error(f"{name} refers to a value by an alias (*name); write the value out")
         fields = yaml.safe_load(text)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise error(f"{name} is not YAML{where}: {problem.problem}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as problem:
-        raise error(f"{name} is not YAML: {' '.join(str(problem).split())}") from None
+        raise error(f"{name} is not YAML: {one_line(problem)}") from None
     if not isinstance(fields, dict):
         raise error(f"{name} is not {what}; its fields are {', '.join(schema.model_fields)}")
     refuse_lone_surrogates(fields, name, error)
@@ -62,7 +69,9 @@ def _explain(detail: Any, schema: type[BaseModel]) -> str:
         return f"the field '{field}' is missing"
     if detail["type"] == "string_type":
         return f"the field '{field}' must be text; put it in quotes"
-    return f"the field '{field}' is {detail['input']!r}; {message[:1].lower()}{message[1:]}"
+    said = repr(detail["input"])
+    shown = said if len(said) <= _SHOWN else f"{said[:_SHOWN]}..."
+    return f"the field '{field}' is {shown}; {message[:1].lower()}{message[1:]}"
 
 
 def _known(schema: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:

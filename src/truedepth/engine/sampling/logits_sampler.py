@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import NoneType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers.generation.logits_process import (
 )
 
 from truedepth.errors import DecodingError, UsageError
+from truedepth.records.given import require_type
 
 BY_SCORES_ALONE = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)
 
@@ -49,6 +51,12 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "repetition_penalty"):
+            require_type(name, getattr(self, name), (int, float), "a number")
+        for name in ("top_p", "min_p"):
+            require_type(name, getattr(self, name), (int, float, NoneType), "a number, or None")
+        for name in ("top_k", "seed"):
+            require_type(name, getattr(self, name), (int, NoneType), "a whole number, or None")
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):
             raise UsageError(f"temperature is {self.temperature:g}; it must be 0 (greedy) or above")
         if self.top_k is not None and self.top_k < 1:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from truedepth.engine.sampling.logits_sampler import SamplingParams
 from truedepth.errors import UsageError
+from truedepth.records.given import require_type
 from truedepth.records.text_files import refuse_lone_surrogates
 
 
@@ -25,7 +27,7 @@ class Request:
         logprobs: keep each token's log probability.
 
     Raises:
-        UsageError: an empty prompt, fewer than one new token, or an empty stop string.
+        UsageError: a value of a wrong type, an empty prompt, fewer than one new token, or an empty stop string.
     """
 
     prompt_ids: Sequence[int]
@@ -37,6 +39,15 @@ class Request:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
+        require_type("prompt_ids", self.prompt_ids, Sequence, "a list of token ids")
+        for token in self.prompt_ids:
+            require_type("a token of the prompt", token, Integral, "a token id")
+        require_type("max_new_tokens", self.max_new_tokens, int, "a whole number")
+        require_type("sampling_params", self.sampling_params, SamplingParams, "truedepth.SamplingParams(...)")
+        require_type("stop", self.stop, tuple, "text, or a list of texts")
+        for text in self.stop:
+            require_type("a stop string", text, str, "text")
+        require_type("logprobs", self.logprobs, bool, "True or False")
         if len(self.prompt_ids) == 0:
             raise UsageError("the prompt is empty; give some text")
         if self.max_new_tokens < 1:

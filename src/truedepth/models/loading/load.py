@@ -12,6 +12,7 @@ from truedepth.errors import ModelLoadError, UsageError
 from truedepth.families import family_of
 from truedepth.models.loading.embedded import embedded_model, embedded_models
 from truedepth.models.loading.quiet import quiet_transformers
+from truedepth.records.given import require_type
 from truedepth.records.messages import one_line
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ class _Options:
     trust_remote_code: bool
 
 
-def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> LoadedModel:
+def load(
+    source: str | Path, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> LoadedModel:
     """Load a causal language model and its tokenizer.
 
     The family, the memory needed and the wholeness of all files are checked before any weights are read.
@@ -68,17 +71,29 @@ def load(source: str, *, dtype: str = "auto", device: str = "auto", trust_remote
         trust_remote_code: run Python code that comes with the model.
 
     Raises:
-        UsageError: an empty `source`, an unknown dtype, or a device that is not available.
+        UsageError: a `source` that is empty or no text, an unknown dtype, or a device that is not available.
         UnsupportedModelError: a family, GGUF architecture or kind of weights that truedepth cannot work with.
         ModelLoadError: the model cannot be found, is incomplete, truncated or corrupt, or does not fit into
             memory.
     """
     from truedepth.models.loading.placement import resolve_device, resolve_dtype
 
+    source = name_of(source)
+    require_type("trust_remote_code", trust_remote_code, bool, "True or False")
     torch_device = resolve_device(device)
     options = _Options(resolve_dtype(dtype, torch_device), torch_device, trust_remote_code)
     path = local_path(source)
     return _load_from_hub(source, options) if path is None else _load_path(path, source, options)
+
+
+def name_of(source: str | Path) -> str:
+    """What a user calls a model, as text.
+
+    Raises:
+        UsageError: it is neither text nor a path.
+    """
+    require_type("the model", source, (str, Path), "an embedded model, a folder, a .gguf file or a hub id, as text")
+    return str(source)
 
 
 def local_path(source: str) -> Path | None:
@@ -103,7 +118,7 @@ def local_path(source: str) -> Path | None:
     return None
 
 
-def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def load_shapes(source: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model on the meta device: its configuration and all shapes, without reading weights or fetching them.
 
     Args:
@@ -116,6 +131,7 @@ def load_shapes(source: str, *, trust_remote_code: bool = False) -> PreTrainedMo
     """
     from truedepth.models.loading.hub import fetch_config
 
+    source = name_of(source)
     with quiet_transformers():
         path = local_path(source) or fetch_config(source, trust_remote_code=trust_remote_code)
         config, _ = read_model_config(path, trust_remote_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from truedepth.errors import UsageError
+from truedepth.records.given import require_type
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +21,7 @@ def resolve_device(name: str) -> torch.device:
     """
     import torch
 
+    require_type("the device", name, str, "auto, cpu, cuda, cuda:1 or mps")
     available = available_devices()
     if name == "auto":
         return torch.device(available[0])

@@ -126,7 +126,7 @@ def _read(path: Path) -> TokenizedItems | None:
         with safe_open(path, framework="pt") as file:
             tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return TokenizedItems(**tensors, names=tuple(json.loads(file.metadata()["names"])))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -173,7 +173,7 @@ def _claim(folder: Path, subject: dict[str, Any], depths: list[int]) -> list[int
     try:
         before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8-sig"))
         held: list[int] = list(before.pop("depths"))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); delete its folder") from None
     changed = sorted(key for key in {*before, *subject} if before.get(key) != subject.get(key))
     if changed or not set(held).issuperset(depths):

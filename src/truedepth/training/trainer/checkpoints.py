@@ -114,5 +114,5 @@ def load_meter(checkpoint: Path) -> Meter:
     path = checkpoint / METER_FILE
     try:
         return Meter(**json.loads(path.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise TrainingError(f"{path} cannot be read ({one_line(error)}); resume from another checkpoint") from None

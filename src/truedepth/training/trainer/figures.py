@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from truedepth.errors import OutputError
 from truedepth.records.files import output_error, write_atomic
+from truedepth.records.messages import one_line
 
 FIGURES_FILE = "training.jsonl"
 
@@ -103,8 +105,11 @@ def read_figures(path: Path) -> list[Figures]:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
         raise output_error(path, error) from error
-    lines: list[dict[str, Any]] = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-    return [Figures(**line) for line in lines]
+    try:
+        lines: list[dict[str, Any]] = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+        return [Figures(**line) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise OutputError(f"{path} is damaged ({one_line(error)}); train again in another folder") from None
 
 
 class FiguresFile:

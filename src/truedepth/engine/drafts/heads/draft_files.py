@@ -17,6 +17,7 @@ from torch import Tensor
 
 from truedepth.errors import DraftError
 from truedepth.records.files import prepare_output, write_atomic
+from truedepth.records.json_files import read_json
 from truedepth.records.messages import one_line
 from truedepth.records.version import VERSION
 
@@ -70,15 +71,7 @@ def read_kind(folder: Path, stem: str) -> str | None:
 
 
 def _read_card(path: Path, schema: type[CardT]) -> CardT:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        fields: Any = json.loads(text)
-    except OSError as error:
-        raise DraftError(f"cannot read {path}: {error.strerror}; give the folder that holds it") from None
-    except ValueError as error:  # malformed JSON, or bytes that are not UTF-8
-        raise DraftError(f"{path} is not JSON: {one_line(error)}; make it again") from None
-    except RecursionError:
-        raise DraftError(f"{path} is not a card: its values lie too deep in each other; make it again") from None
+    fields: Any = read_json(path, DraftError, "give the folder of a draft, or make it again")
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise DraftError(
@@ -86,7 +79,7 @@ def _read_card(path: Path, schema: type[CardT]) -> CardT:
             "use the truedepth that wrote it, or make it again"
         )
     try:
-        return schema.model_validate_json(text)
+        return schema.model_validate_json(json.dumps(fields))
     except ValidationError as error:
         details = (
             f"'{'.'.join(map(str, detail['loc']))}': {detail['msg'][:1].lower()}{detail['msg'][1:]}"
