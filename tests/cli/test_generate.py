@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from truedepth.cli import main
 from truedepth.engine.drafts.heads.exit_head import ExitHead
 from truedepth.engine.drafts.heads.vocabulary import DraftVocabulary
 from truedepth.engine.generation import Piece, Stream, generate
+from truedepth.engine.loop import decoder
 from truedepth.models.loading.load import LoadedModel, load
 from truedepth.models.rewire import apply
 from truedepth.plan import DepthPlan
@@ -206,6 +209,38 @@ class TestInterrupted:
         data = json.loads(out)
         assert (code, err) == (130, "truedepth: interrupted\n")
         assert (data["finish_reason"], len(data["token_ids"])) == ("cancelled", 3)
+
+
+class TestLongPrompt:
+    """Read in several passes."""
+
+    @pytest.fixture(autouse=True)
+    def small_passes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(decoder, "PROMPT_CHUNK", 8)
+
+    def test_says_how_far_it_is(self, run: Any, loaded: LoadedModel) -> None:
+        code, _, err = run("--prompt", PROMPT, "--max-new-tokens", "2", "--draft", "exit:2")
+        assert (code, err.splitlines()[0]) == (0, "Reading the prompt ...")
+        shown: list[tuple[str, int]] = []
+        steps: list[None] = []
+
+        @contextmanager
+        def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+            shown.append((description, total))
+            yield lambda: steps.append(None)
+
+        tokens = generate(loaded, PROMPT, max_new_tokens=2, progress=progress).prompt_tokens
+        assert shown == [("Reading the prompt", -(-tokens // 8))] and len(steps) == -(-tokens // 8)
+
+    def test_ctrl_c_while_it_is_read(self, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        def interrupted(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(decoder.Batch, "run_target", interrupted)
+        code, _, err = run("--prompt", PROMPT)
+        assert (code, err.splitlines()[-1]) == (130, "truedepth: interrupted")
+        code, out, _ = run("--prompt", PROMPT, "--json")
+        assert (code, json.loads(out)["token_ids"]) == (130, [])
 
 
 def test_compare(run: Any) -> None:

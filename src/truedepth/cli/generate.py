@@ -195,10 +195,10 @@ def _write(
     speculation = Speculation(draft=drafts, num_speculative_tokens=length, vocabulary=vocabulary)
     with Engine(loaded.model, loaded.tokenizer) as engine:
         prepared, _ = speculation.prepare(engine)
-        options["draft"] = prepared
+        options["draft"], options["progress"] = prepared, terminal
         pieces = stream(engine, text, **options)
         interrupted = _show(pieces, silent=silent)
-        gain = drafting_gain(engine, text, progress=terminal, **options) if compare and not interrupted else None
+        gain = drafting_gain(engine, text, **options) if compare and not interrupted else None
         used = list(zip(drafts, prepared, strict=True))
         return _Written(pieces.result, used, gain, interrupted, engine.rounding)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from math import exp
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+
+from truedepth.records.progress import lines
 
 if TYPE_CHECKING:
     from truedepth.search.walk import SearchStep
@@ -44,7 +47,7 @@ class JobDisplay:
 
     def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]:
         """The `Progress` that library functions take."""
-        return self._bar(description, total) if self._console.is_terminal else self._line(description)
+        return self._bar(description, total) if self._console.is_terminal else self._lines(description, total)
 
     def on_step(self, step: SearchStep) -> None:
         """Show a plan that the search has taken. A search that begins again replaces the table."""
@@ -77,10 +80,8 @@ class JobDisplay:
         finally:
             self._bars.remove_task(task)
 
-    @contextmanager
-    def _line(self, description: str) -> Iterator[Callable[[], None]]:
+    def _lines(self, description: str, total: int) -> AbstractContextManager[Callable[[], None]]:
         # Judging goes on for many steps: its line is printed once between two of them.
-        if description != self._phase:
-            self._console.print(f"{description} ...", highlight=False)
+        begin = description != self._phase
         self._phase = description
-        yield lambda: None
+        return lines(description, total, partial(self._console.print, markup=False, highlight=False), begin=begin)

@@ -158,12 +158,11 @@ class LazyGroup(click.Group):
 
 
 def load_model(model: str, **loading: Any) -> LoadedModel:
-    """Load what `model_argument` and `loading_options` say, with a spinner on stderr."""
-    from rich.console import Console
-
+    """Load what `model_argument` and `loading_options` say, and show that on stderr."""
     from truedepth.models.loading.load import load
+    from truedepth.records.progress import terminal
 
-    with Console(stderr=True).status(f"Loading {model}"):
+    with terminal(f"Loading {model}", 1):
         return load(model, **loading)
 
 

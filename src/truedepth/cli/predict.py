@@ -73,12 +73,15 @@ def command(
     from truedepth.hardware.prediction import predict
     from truedepth.hardware.profile import load_hardware
     from truedepth.models.loading.load import load_shapes
+    from truedepth.records.progress import terminal
 
     machine = load_hardware(hardware, devices)
-    shapes = load_shapes(model, trust_remote_code=trust_remote_code)
+    with terminal(f"Reading the shapes of {model}", 1):
+        shapes = load_shapes(model, trust_remote_code=trust_remote_code)
     chosen = read_plan(plan, len(family_of(shapes.config).decoder_layers(shapes)), **how)
     plans = {} if chosen.is_full else {"plan": chosen}
-    prediction = predict(shapes, machine, plans, batch=batch, context=context, prompt_tokens=prompt_tokens)
+    with terminal("Predicting", 1):
+        prediction = predict(shapes, machine, plans, batch=batch, context=context, prompt_tokens=prompt_tokens)
     if as_json:
         print_json({"model": model, **prediction.to_dict()})
         return

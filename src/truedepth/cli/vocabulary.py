@@ -58,19 +58,21 @@ def command(
         vocabulary_size_of,
     )
     from truedepth.records.files import require_new
+    from truedepth.records.progress import terminal
 
     require_new(output / f"{VOCABULARY_FILES}.json", overwrite=overwrite)
     texts = [read_text(file, "a readable text file", TextError) for file in files]
     loaded = load_model(model, **loading)
     whole = vocabulary_size_of(loaded.model)
-    vocabulary = build_vocabulary(
-        loaded.tokenizer,
-        texts,
-        size,
-        vocabulary_size=whole,
-        end_ids=end_ids_of(loaded.model),
-        source=", ".join(map(str, files)),
-    )
+    with terminal("Counting tokens", 1):
+        vocabulary = build_vocabulary(
+            loaded.tokenizer,
+            texts,
+            size,
+            vocabulary_size=whole,
+            end_ids=end_ids_of(loaded.model),
+            source=", ".join(map(str, files)),
+        )
     vocabulary.save(output, loaded.model, loaded.tokenizer)
     if as_json:
         print_json(

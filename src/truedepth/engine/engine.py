@@ -37,6 +37,7 @@ from truedepth.models.rewire import applied_plan, causal_lm
 from truedepth.parallel.split import is_split
 from truedepth.plan import DepthPlan
 from truedepth.records.given import require_type
+from truedepth.records.progress import Progress, silent
 
 DraftT = TypeVar("DraftT", bound=AnyDraft)
 
@@ -133,6 +134,7 @@ class Engine:
         policy: SpeculationPolicy | None = None,
         samplers: Sequence[LogitsSampler] | None = None,
         observers: Sequence[Observer] = (),
+        progress: Progress = silent,
     ) -> list[GenerationResult]:
         """Write all of `requests` as one batch.
 
@@ -141,6 +143,7 @@ class Engine:
             policy: how many tokens to draft when; None: what pays, by what the engine has seen of the same drafts.
             samplers: one for each request, instead of what its sampling parameters say.
             observers: who is shown the target's hidden states.
+            progress: shown the reading of long prompts.
 
         Returns:
             A result for each request, in their order.
@@ -151,7 +154,10 @@ class Engine:
             DecodingError: logits that are not numbers.
         """
         sequences = self.sequences(requests)
-        for _ in self.steps(sequences, drafts=drafts, policy=policy, samplers=samplers, observers=observers):
+        steps = self.steps(
+            sequences, drafts=drafts, policy=policy, samplers=samplers, observers=observers, progress=progress
+        )
+        for _ in steps:
             pass
         return [sequence.result() for sequence in sequences]
 
@@ -163,6 +169,7 @@ class Engine:
         policy: SpeculationPolicy | None = None,
         samplers: Sequence[LogitsSampler] | None = None,
         observers: Sequence[Observer] = (),
+        progress: Progress = silent,
     ) -> Iterator[list[Update]]:
         """The same step by step; closing the iterator frees the caches."""
         require_in_layers(self._given)
@@ -173,7 +180,9 @@ class Engine:
         sampler = BatchSampler(samplers, self.runner.vocabulary_size)
         captured = self.runner.device.type == "cuda" and not is_split(self.model)  # a replay would not be counted
         record = record_cuda_graph if captured else None
-        yield from Decoder(self.runner, self.target, drafts, policy, sequences, sampler, record, observers).steps()
+        yield from Decoder(
+            self.runner, self.target, drafts, policy, sequences, sampler, record, observers, progress
+        ).steps()
 
     def _policy(self, drafts: tuple[AnyDraft, ...]) -> SpeculationPolicy:
         """One for each choice of drafts, which goes on from call to call with what it has seen."""

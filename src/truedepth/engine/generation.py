@@ -29,6 +29,7 @@ from truedepth.methods.plan_text import PlanLike, read_plan
 from truedepth.models.loading.load import LoadedModel
 from truedepth.records.given import require_type
 from truedepth.records.messages import one_line
+from truedepth.records.progress import Progress, silent
 from truedepth.records.text_files import refuse_lone_surrogates
 
 _WITHOUT_TEMPLATE = "continue the prompt without a template by raw=True (--raw)"
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     stop: str | Sequence[str]
     logprobs: bool
     vocabulary: DraftVocabulary | str | Path | None
+    progress: Progress
 
 
 @overload
@@ -80,6 +82,7 @@ def generate(
         logprobs: keep each token's log probability.
         vocabulary: the tokens that a draft's plan may propose, or their folder; None: all, or those of the vocabulary
             in the run's folder that is the draft.
+        progress: shown the reading of long prompts; `truedepth.records.progress.terminal` is one.
 
     Returns:
         A result, or a list of them for a list of prompts.
@@ -96,7 +99,7 @@ def generate(
     requests = asked.requests(_tokenizer_of(source), [prompts] if isinstance(prompts, str) else prompts)
     with asked.open(source) as engine:
         drafts, policy = asked.prepare(engine)
-        results = engine.generate(requests, drafts=drafts, policy=policy)
+        results = engine.generate(requests, drafts=drafts, policy=policy, progress=asked.progress)
     return results[0] if isinstance(prompts, str) else results
 
 
@@ -118,7 +121,7 @@ def stream(source: Source, prompt: str, **options: Unpack[Options]) -> Stream:
     try:
         drafts, policy = asked.prepare(engine)
         (sequence,) = engine.sequences([request])
-        steps = engine.steps([sequence], drafts=drafts, policy=policy)
+        steps = engine.steps([sequence], drafts=drafts, policy=policy, progress=asked.progress)
     except BaseException:
         if engine is not source:
             engine.close()
@@ -218,6 +221,7 @@ class _Asked(Speculation):
     chat_template: str | None = None
     stop: str | Sequence[str] = ()
     logprobs: bool = False
+    progress: Progress = silent
 
     def requests(self, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[Request]:
         require_type("raw", self.raw, bool, "True or False")

@@ -12,7 +12,7 @@ from truedepth.engine.generation import Options, generate
 from truedepth.engine.sampling.result import GenerationResult
 from truedepth.errors import UsageError
 from truedepth.measuring.timer import Spread, in_turns
-from truedepth.records.progress import Progress, silent
+from truedepth.records.progress import silent
 
 RUNS = 3
 """Of each, after one of each that does not count."""
@@ -36,19 +36,18 @@ class DraftingGain:
     same_text: bool | None
 
 
-def drafting_gain(
-    engine: Engine, prompt: str, *, runs: int = RUNS, progress: Progress = silent, **options: Unpack[Options]
-) -> DraftingGain:
+def drafting_gain(engine: Engine, prompt: str, *, runs: int = RUNS, **options: Unpack[Options]) -> DraftingGain:
     """Time a draft against plain decoding.
 
     Args:
         engine: open on the model.
         runs: of each.
-        options: what `generate` takes; a draft is among them.
+        options: what `generate` takes; a draft is among them. `progress` is shown the runs.
 
     Raises:
         UsageError: there is no draft, or the text has fewer than two tokens; and see `generate`.
     """
+    progress = options.pop("progress", silent)
     plain = {name: value for name, value in options.items() if name not in _OF_DRAFTS}
     if not options.get("draft"):
         raise UsageError("there is nothing to compare plain decoding with; give a draft such as exit:8")

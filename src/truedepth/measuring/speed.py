@@ -264,6 +264,6 @@ def check_sizes(
     context = context_length(config)
     if context is not None and prompt_tokens + new_tokens > context:
         raise UsageError(
-            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens are more than the model's context of {context}; "
-            "ask for fewer tokens"
+            f"{prompt_tokens} prompt tokens and {new_tokens} new tokens are more than the model's context "
+            f"of {context}; ask for fewer tokens"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ def context_length(config: PreTrainedConfig) -> int | None:
     kind, factor = rotary_type(config), rotary.get("factor")
     original = rotary.get("original_max_position_embeddings") or said
     if kind in ("yarn", "linear") and factor is not None:
-        return math.floor((original if kind == "yarn" else said) * factor)
-    return min(said, original) if kind == "longrope" else said
+        return int((original if kind == "yarn" else said) * factor)
+    return int(min(said, original) if kind == "longrope" else said)
 
 
 def rotary_type(config: PreTrainedConfig) -> str | None:
@@ -39,4 +38,6 @@ def rotary_type(config: PreTrainedConfig) -> str | None:
 
 
 def _rotary(config: PreTrainedConfig) -> dict[str, Any]:
-    return getattr(config.get_text_config(), "rope_parameters", None) or {}
+    text: Any = config.get_text_config()
+    found: dict[str, Any] = getattr(text, "rope_parameters", None) or {}
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from typing import Protocol
 
@@ -23,6 +23,7 @@ from truedepth.engine.sampling.batch_sampler import BatchSampler, drafted_by_row
 from truedepth.engine.sampling.result import DecodingStep
 from truedepth.engine.sampling.sequences import Clock, SequenceState
 from truedepth.plan import DepthPlan
+from truedepth.records.progress import Progress, silent
 
 PROMPT_CHUNK = 512
 """Prompt tokens of a sequence that are read at once."""
@@ -56,6 +57,7 @@ class Decoder:
         sampler: how tokens are chosen from logits.
         record: how steps are captured; None: they are not.
         observers: who is shown the target's states.
+        progress: shown prompts that take several passes to read.
     """
 
     def __init__(
@@ -68,9 +70,11 @@ class Decoder:
         sampler: BatchSampler,
         record: Record | None = None,
         observers: Sequence[Observer] = (),
+        progress: Progress = silent,
     ) -> None:
         self.runner, self.target, self.drafts, self.policy, self.sampler = runner, target, drafts, policy, sampler
         self.active = sorted(sequences, key=lambda sequence: len(sequence.tokens))
+        self._progress = progress
         self.clock = Clock()
         longest = max(len(sequence.tokens) + sequence.room for sequence in sequences)
         rows, capacity = len(sequences), longest + MOST_DRAFTED + 1
@@ -114,8 +118,12 @@ class Decoder:
     @torch.inference_mode()
     def _prefill(self) -> list[Update]:
         last: list[Tensor] = []
-        for _, group in groupby(self.active, key=lambda sequence: len(sequence.tokens)):
-            last.append(self._read(list(group), sum(map(len, last))))
+        groups = [list(group) for _, group in groupby(self.active, key=lambda sequence: len(sequence.tokens))]
+        passes = [-(-len(group[0].tokens) // PROMPT_CHUNK) for group in groups]
+        progress = self._progress if max(passes) > 1 else silent
+        with progress("Reading the prompt", sum(passes)) as advance:
+            for group in groups:
+                last.append(self._read(group, sum(map(len, last)), advance))
         if self.target.prefill == "full":
             self._batch.cache.keep_only(self.target.layers_used)
         logits = self.runner.logits(torch.cat(last))  # (B, 1, V)
@@ -123,7 +131,7 @@ class Decoder:
         self.clock.prefill = self.clock.elapsed()
         return self._extend(chosen, [0] * len(self.active), logits)
 
-    def _read(self, sequences: Sequence[SequenceState], first_row: int) -> Tensor:
+    def _read(self, sequences: Sequence[SequenceState], first_row: int, advance: Callable[[], None]) -> Tensor:
         """Run the plan, or every layer where it says so, over prompts of one length; returns (B, 1, D)."""
         ids = torch.tensor([sequence.tokens for sequence in sequences], device=self.runner.device)  # (B, T)
         full = DepthPlan.full(self.target.num_layers)
@@ -138,6 +146,7 @@ class Decoder:
             self._show(sequences, states, context)
             for drafter in self._drafters:
                 drafter.read(embedded, context)
+            advance()
         return hidden[:, -1:]
 
     def _wanted_states(self) -> TargetStates:
