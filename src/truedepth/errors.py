@@ -42,7 +42,7 @@ class SearchError(TruedepthError):
 
 
 class DecodingError(TruedepthError):
-    """Text that cannot be generated: the model's logits are not numbers."""
+    """Text that cannot be generated: the model's logits are not numbers, or the memory is too small."""
 
 
 class DraftError(TruedepthError):

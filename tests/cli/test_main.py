@@ -141,6 +141,7 @@ class TestErrors:
             ),
             (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "Permission denied: /a/b"),
             (MemoryError("17 GB"), "out of memory (17 GB); use a smaller model"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory; use a smaller model"),
             (
                 ZeroDivisionError("division by zero"),
                 "a bug in truedepth: ZeroDivisionError: division by zero",

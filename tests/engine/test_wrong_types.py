@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import truedepth
-from truedepth.errors import PlanError, TruedepthError, UnsupportedModelError, UsageError
+from truedepth.errors import DecodingError, PlanError, TruedepthError, UnsupportedModelError, UsageError
 from truedepth.models.loading.load import LoadedModel, load_shapes
 from truedepth.plan import DepthPlan
 
@@ -62,6 +62,14 @@ def test_sampling(option: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(UsageError, match=f"{option.replace('_', '[-_ ]')} is "):
             truedepth.SamplingParams(**{"temperature": 1.0, option: value})
+
+
+def test_more_than_the_memory(tiny_model: Any) -> None:
+    model = tiny_model("llama", max_position_embeddings=10**10)
+    with truedepth.Engine(model) as engine:
+        for draft in ((), (engine.draft(DepthPlan.of_layers(range(3), 6)),)):
+            with pytest.raises(DecodingError, match=r"keys and values .* do not fit into memory: .*fewer new tokens"):
+                engine.generate([truedepth.Request([5], 10**9)], drafts=draft)
 
 
 def test_token_ids() -> None:

@@ -185,6 +185,55 @@ def test_malformed_index(text: str, checkpoint: Make) -> None:
     refused(folder, r"model\.safetensors\.index\.json (is not JSON|has no 'weight_map')")
 
 
+def test_an_index_that_leads_out_of_its_folder(checkpoint: Make) -> None:
+    folder = checkpoint("qwen2", max_shard_size="50KB")
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    name = next(iter(index["weight_map"]))
+    for outside in ("../outside.safetensors", "/outside.safetensors", "within/outside.safetensors"):
+        index["weight_map"][name] = outside
+        path.write_text(json.dumps(index))
+        refused(folder, f"names weight files that are not in its folder: {outside}")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_damaged_json(name: str, folder: Path) -> None:
+    path = folder / name
+    deep = '{"a":' * 100_000 + "1" + "}" * 100_000
+    for content, message in {
+        deep: "values lie too deep in each other",
+        "": "is not JSON",
+        "[]": "no|not a JSON object",
+    }.items():
+        path.write_text(content)
+        refused(folder, f"{name} .*{message}")
+    path.unlink()
+    path.symlink_to(folder / "nowhere")
+    refused(folder, f"cannot read .*{name}: No such file")
+    path.unlink()
+    path.mkdir()
+    refused(folder, f"cannot read .*{name}: it is a folder")
+
+
+def test_ends_of_text_that_are_no_tokens(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    for wrong in ("x", 1.5, [2, "x"]):
+        path.write_text(json.dumps({"eos_token_id": wrong}))
+        refused(folder, r"generation_config\.json says eos_token_id .*which must be a token's number")
+
+
+def test_code_of_a_tokenizer_is_asked_for_by_our_options(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    own = {"auto_map": {"AutoTokenizer": ["own.Own", None]}, "tokenizer_class": "Own"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    refused(folder, "needs Python code that comes with it; .* --trust-remote-code, in Python by trust_remote_code=True")
+
+
+def test_deep_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    refused(folder, "tokenizer in .* cannot be read: values lie too deep in each other")
+
+
 def test_no_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()

@@ -234,12 +234,17 @@ class TestNewModels:
         assert results is not None and results.model.num_layers == 4
         assert results.series("eval_loss")[0][1] == pytest.approx(2 * 5.56, abs=0.3)  # ln 259, and half of it twice
 
-    @pytest.mark.parametrize("change", [{"model_type": "lama"}, {"hidden_size": "wide"}, {"num_attention_heads": 0}])
+    @pytest.mark.parametrize(
+        "change",
+        [{"model_type": "lama"}, {"hidden_size": "wide"}, {"num_attention_heads": 0}, {"num_hidden_layers": 10**9}],
+    )
     def test_a_configuration_that_makes_no_model(
         self, change: dict[str, Any], plain_kind: Any, settings: dict[str, Any], tmp_path: Path
     ) -> None:
         settings["model"] = {"scratch": {"config": {**self.CONFIG, **change}, "vocabulary": 280}, "device": "cpu"}
-        with pytest.raises(UsageError, match="the 'config' of the new model makes no model"):
+        with pytest.raises(
+            UsageError, match=r"the 'config' of the new model makes no model|the new model cannot be: .*'config'"
+        ):
             train(plain_kind, plain_kind.recipe(**settings), tmp_path / "run")
 
 
@@ -259,6 +264,12 @@ class TestRecipes:
             ({"kind": "recover"}, "'kind' is 'recover'; input should be 'plain'"),
             ({"batch": 0}, "'batch' is 0"),
             ({"model": {"scratch": {"config": {}, "vocabulary": 300}}}, "'config' needs a 'model_type'"),
+            *[({"learning_rate": value}, "'learning_rate' is") for value in (float("nan"), float("inf"))],
+            *[({"steps": None, "epochs": value}, "'epochs' is") for value in (float("inf"), 1e300)],
+            ({"seed": 2**40}, "'seed' is"),
+            ({"steps": 10**30}, "'steps' is"),
+            ({"data": {"train": [{"file": "a"}], "length": 10**12}}, "'data.length' is"),
+            ({"model": {"scratch": {"config": {"model_type": "llama"}, "vocabulary": 10**12}}}, "vocabulary' is"),
         ],
     )
     def test_mistakes_are_named(

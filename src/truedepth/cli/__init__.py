@@ -160,7 +160,8 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{_at(error)}", 1
     if out_of_memory(error):
-        return f"out of memory ({error}); use a smaller model, a smaller batch, or --dtype bfloat16", 1
+        said = "" if isinstance(error, RuntimeError) else f" ({error})"  # PyTorch's own are long, and of its insides
+        return f"out of memory{said}; use a smaller model, a smaller batch, or --dtype bfloat16", 1
     return (
         f"this is a bug in truedepth: {type(error).__name__}: {error}. "
         "Please report it with the traceback that 'truedepth --debug ...' shows",

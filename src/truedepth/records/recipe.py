@@ -16,9 +16,9 @@ RECIPE_FILE = "recipe.yaml"
 
 
 class Settings(BaseModel):
-    """A group of settings: unknown names are refused, and nothing changes after reading."""
+    """A group of settings: unknown names are refused, as are numbers that are not finite; nothing changes after."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class BaseRecipe(Settings):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from truedepth.errors import TruedepthError
 from truedepth.records.messages import one_line
 from truedepth.records.text_files import read_text, refuse_lone_surrogates
+
+_MOST_VALUES = 100_000
+"""Of one file; a few lines of aliases can stand for more than memory holds."""
 
 _SHOWN = 200
 """Characters of a wrong value that a message shows."""
@@ -37,9 +41,8 @@ def read_yaml(path: Path, schema: type[Record], what: str, error: type[Truedepth
 def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: type[TruedepthError]) -> Record:
     """Read YAML text; `name` says in messages where it came from. See `read_yaml`."""
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            # A few lines of them can stand for more values than memory holds.
-            raise error(f"{name} refers to a value by an alias (*name); write the value out")
+        if _values(yaml.compose(text, yaml.SafeLoader), {}) > _MOST_VALUES:
+            raise error(f"{name} stands for more values than are read, by its aliases (*name); write the values out")
         fields = yaml.safe_load(text)
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark
@@ -55,6 +58,21 @@ def parse_yaml(text: str, name: str, schema: type[Record], what: str, error: typ
     except ValidationError as problem:
         details = "; ".join(_explain(detail, schema) for detail in problem.errors(include_url=False))
         raise error(f"{name} is not {what}: {details}") from None
+
+
+def _values(node: yaml.Node | None, known: dict[int, float]) -> float:
+    """How many values a node stands for, those of its aliases included; endless if it is within itself.
+
+    Args:
+        known: the same of nodes that were seen already, by their identity.
+    """
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # until all inside of it are counted
+        inside = [own for pair in node.value for own in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_values(own, known) for own in inside)
+    return known[id(node)]
 
 
 def _explain(detail: Any, schema: type[BaseModel]) -> str:

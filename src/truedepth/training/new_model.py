@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from truedepth.errors import TruedepthError, UsageError
+from truedepth.errors import ModelLoadError, TruedepthError, UsageError
 from truedepth.families import family_of
-from truedepth.models.loading.load import LoadedModel, load
+from truedepth.models.configuration import check_numbers
+from truedepth.models.loading.load import LoadedModel, blank_model, load
+from truedepth.models.loading.memory import require_memory
 from truedepth.records.messages import one_line
 from truedepth.training.data.sources import Conversation, DataSource, Document, read_items
 from truedepth.training.recipe import ModelSource, Scratch
@@ -43,11 +45,15 @@ def _make(scratch: Scratch, text: Sequence[DataSource], source: ModelSource, see
     specials = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
     auto: Any = AutoModelForCausalLM
     try:
+        check_numbers(scratch.config, "'config'", remedy="correct it")
         config = AutoConfig.for_model(**{"vocab_size": len(tokenizer), **specials, **scratch.config})
         family_of(config)
+        require_memory("new model", blank_model(config), getattr(torch, source.dtype), torch.device("cpu"))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = auto.from_config(config, dtype=getattr(torch, source.dtype))
+    except ModelLoadError as error:
+        raise UsageError(f"the new model cannot be: {error}") from None
     except TruedepthError:
         raise
     except Exception as error:

@@ -16,7 +16,10 @@ class Scratch(Settings):
     config: dict[str, Any] = Field(description="of the model: `model_type`, and what differs from that type's defaults")
     tokenizer: str | None = Field(default=None, description="a tokenizer: a model that `truedepth.load` takes")
     vocabulary: int | None = Field(
-        default=None, ge=259, description="make a byte-level BPE tokenizer of this size from the training text"
+        default=None,
+        ge=259,
+        le=10**7,
+        description="make a byte-level BPE tokenizer of this size from the training text",
     )
 
     @model_validator(mode="after")
@@ -51,7 +54,7 @@ class Data(Settings):
 
     train: tuple[DataSource, ...] = Field(min_length=1)
     held_out: tuple[DataSource, ...] = Field(default=(), description="text to judge by, which is not trained on")
-    length: int = Field(default=512, ge=2, description="tokens of a row")
+    length: int = Field(default=512, ge=2, le=10**7, description="tokens of a row")
     packed: bool = Field(default=True, description="fill rows with several items, which do not see each other")
     too_long: Literal["refuse", "drop"] = Field(
         default="refuse", description="what to do with conversations and responses longer than a row"
@@ -79,8 +82,8 @@ class TrainingRecipe(BaseRecipe):
     kind: str
     model: ModelSource
     data: Data
-    steps: int | None = Field(default=None, ge=1, description="optimizer steps")
-    epochs: float | None = Field(default=None, gt=0, description="passes over the rows, instead of `steps`")
+    steps: int | None = Field(default=None, ge=1, le=10**9, description="optimizer steps")
+    epochs: float | None = Field(default=None, gt=0, le=10**6, description="passes over the rows, instead of `steps`")
     batch: int = Field(default=8, ge=1, description="rows of a step, over all micro-batches and ranks")
     micro_batch: int | None = Field(
         default=None, ge=1, description="rows that a rank takes at once; by default its whole share of the batch"
@@ -98,7 +101,7 @@ class TrainingRecipe(BaseRecipe):
     activation_checkpointing: bool = Field(
         default=False, description="compute layers again in the backward pass instead of keeping what they computed"
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     logging: Logging = Logging()
 
     @model_validator(mode="after")

@@ -11,6 +11,12 @@ from collections.abc import Collection
 from torch import Tensor
 
 from truedepth.engine.cpu.kernels import kernels_for
+from truedepth.errors import DecodingError
+from truedepth.models.loading.memory import available_bytes
+from truedepth.records.messages import out_of_memory
+
+_LARGE = 1 << 26
+"""Bytes from which on it is asked whether they are there, which takes a moment."""
 
 
 class KVCache:
@@ -49,8 +55,25 @@ class KVCache:
         """(rows, capacity, H, head_dim): a row's tokens lie one after the other, so a step writes once.
 
         Zeros, since attention multiplies what it does not look at by 0, which leaves the NaN of stray memory.
+
+        Raises:
+            DecodingError: there is not enough memory.
         """
-        return new.new_zeros(self.rows, self.capacity, new.shape[1], new.shape[3])
+        need = self.rows * self.capacity * new.shape[1] * new.shape[3] * new.element_size()
+        if need > _LARGE and need > available_bytes(new.device):
+            raise self._too_large(need)
+        try:
+            return new.new_zeros(self.rows, self.capacity, new.shape[1], new.shape[3])
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise self._too_large(need) from None
+
+    def _too_large(self, need: int) -> DecodingError:
+        return DecodingError(
+            f"the keys and values of {self.rows} sequences of up to {self.capacity} tokens do not fit into memory: "
+            f"those of one layer take {2 * need / 1e9:.1f} GB; ask for fewer new tokens, or for fewer sequences at once"
+        )
 
     def read(self, layer: int, rows: slice, span: int) -> tuple[Tensor, Tensor]:
         """The first `span` entries of some rows: keys and values, (B, H, span, head_dim) each, not copied."""
