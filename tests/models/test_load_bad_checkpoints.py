@@ -161,7 +161,7 @@ def test_missing_tensors_are_not_filled_with_random_numbers(folder: Path) -> Non
 
 def test_tensors_of_another_shape(folder: Path) -> None:
     edit_config(folder, intermediate_size=64)
-    refused(folder, r"down_proj\.weight in .* has the shape \(32, 48\), but config\.json asks for \(32, 64\)")
+    refused(folder, r"_proj\.weight in .* has the shape \(.*48.*\), but config\.json asks for \(.*64.*\)")
 
 
 def test_missing_shard(checkpoint: Make) -> None:
