@@ -196,7 +196,8 @@ def test_wrong_fields_are_named(written: Callable[..., Path], changes: dict[str,
         (b"devices: [2\n", "is not YAML at line 2, column 1"),
         (b"just text", "is not a hardware profile; its fields are description"),
         (b"", "is not a hardware profile; its fields are description"),
-        (b"\xff\xfe\x00devices", "is not UTF-8 text"),
+        (b"\xff\xfe\x00devices", "is UTF-16 text; save it as UTF-8"),
+        (b"devices\xff", "is not UTF-8 text"),
     ],
 )
 def test_malformed_files(content: bytes, message: str, tmp_path: Path) -> None:

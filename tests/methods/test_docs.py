@@ -27,11 +27,12 @@ def section_of(name: str) -> str:
 
 
 def parse(command: str) -> tuple[str, dict[str, str]]:
-    """`name --group-size 2 ...` as the method's name and its parameters; a model's name is left out."""
+    """`name --group-size 2 ...` as the method's name and its parameters; the model is left out."""
     name, *words = shlex.split(command)
-    words = words[1:] if not words[0].startswith("--") else words
     flags = (word.removeprefix("--").replace("-", "_") for word in words[::2])
-    return name, dict(zip(flags, words[1::2], strict=True))
+    parameters = dict(zip(flags, words[1::2], strict=True))
+    parameters.pop("model", None)
+    return name, parameters
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -154,9 +154,12 @@ class TestResults:
         path.write_text(results(history=diverged).model_dump_json())
         assert TrainingResults.load(path) == results(history=diverged)
 
-    @pytest.mark.parametrize("text", ["{", '{"steps": 3}'])
-    def test_what_is_none_is_refused(self, text: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [("{", "is not JSON"), ('{"steps": 3}', "is not a training-results.json of schema 2")],
+    )
+    def test_what_is_none_is_refused(self, text: str, said: str, tmp_path: Path) -> None:
         path = tmp_path / TRAINING_FILE
         path.write_text(text)
-        with pytest.raises(TruedepthError, match=r"is not a training-results.json of schema 2"):
+        with pytest.raises(TruedepthError, match=said):
             TrainingResults.load(path)

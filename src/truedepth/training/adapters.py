@@ -40,7 +40,7 @@ def add_lora(model: nn.Module, lora: Lora, layers: Sequence[int], seed: int) -> 
         UnsupportedModelError: the layers have no linear projections.
     """
     if find_spec("peft") is None:
-        raise UsageError("training with LoRA needs peft; install it with: pip install 'truedepth[train]'")
+        raise UsageError("training with LoRA needs peft; install it with: pip install peft")
     from peft import LoraConfig, get_peft_model
 
     core: Any = model

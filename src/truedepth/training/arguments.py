@@ -68,5 +68,5 @@ def _require_packages(recipe: TrainingRecipe) -> None:
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"training needs {' and '.join(missing)}; install what is missing with: pip install 'truedepth[train]'"
+            f"training needs {' and '.join(missing)}; install what is missing with: pip install {' '.join(missing)}"
         )

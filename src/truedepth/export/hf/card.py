@@ -66,7 +66,6 @@ Layers differ in the number of heads and the width of the FFN (`per_layer_config
 `{written.architecture}` has them.
 
 ```sh
-pip install truedepth
 truedepth generate PATH --prompt 'Why is the sky blue?'
 vllm serve PATH    # truedepth, where it is installed, makes vLLM know the architecture
 ```

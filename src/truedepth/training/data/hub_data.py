@@ -24,7 +24,7 @@ def load_split(name: str, subset: str | None, split: str) -> Dataset:
         from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     except ImportError:
         raise TextError(
-            "reading Hugging Face datasets needs the package datasets; install it with: pip install 'truedepth[train]'"
+            "reading Hugging Face datasets needs the package datasets; install it with: pip install datasets"
         ) from None
     folder = Path(name).expanduser()
     try:
