@@ -241,6 +241,29 @@ def plain_kind(exit_trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return kind
 
 
+_PROFILE = """
+description: one slow device, for tests
+devices: 1
+bytes_per_value: 4
+memory_bytes_per_second: {value: 1.0e+6, source: made up}
+flops_per_second: {value: 1.0e+15, source: made up}
+stacks:
+  none:
+    description: launches cost nothing
+    kernels_per_layer: {value: 0, source: made up}
+    kernels_outside: {value: 0, source: made up}
+    kernel_launch_seconds: {value: 0, source: made up}
+"""
+
+
+@pytest.fixture(scope="session")
+def made_up_hardware(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile to plan for, so that nothing depends on the speed of this machine."""
+    file = tmp_path_factory.mktemp("hardware") / "slow.yaml"
+    file.write_text(_PROFILE, encoding="utf-8")
+    return file
+
+
 # Reads {"path": ..., "prompt": ids, "tokens": n} a line and writes [[id, {id: log-probability of the likeliest}], ...];
 # or reads {"path": ..., "texts": [...]} and writes the token ids of each; or writes what is wrong with the file.
 SERVE = """

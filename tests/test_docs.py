@@ -161,7 +161,12 @@ layerskip: {p_max: 0.1, e_scale: 0.2, curriculum: rotational, every: 8, watch: [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any], tiny_folder: Path) -> Path:
+def world(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., Any],
+    tiny_folder: Path,
+    made_up_hardware: Path,
+) -> Path:
     """A folder with everything that pages take for granted: models, texts, a plan, a head, a vocabulary, runs."""
     import torch
 
@@ -182,7 +187,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., An
     loaded = load(str(folder / "checkpoint"))
     EagleHead.fresh(loaded.model, (10, 20)).save(folder / "run" / "head")
     DraftVocabulary(torch.arange(200)).save(folder / "vocabulary", loaded.model, loaded.tokenizer)
-    run_command(["optimize", "./checkpoint", "--speedup", "1.25", "-o", "found"], folder)
+    hardware = ["--hardware", str(made_up_hardware)]  # a busy machine may be too uneven to plan for
+    run_command(["optimize", "./checkpoint", "--speedup", "1.25", *hardware, "-o", "found"], folder)
     shutil.copytree(folder / "found", folder / "run", dirs_exist_ok=True)
     # As `optimize --lossless` leaves it where a draft pays, which on this model none does.
     shutil.copytree(folder / "vocabulary", folder / "draft")
@@ -194,20 +200,23 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., An
     return folder
 
 
-def run_command(arguments: list[str], folder: Path) -> None:
+def run_command(arguments: list[str], folder: Path, attempts: int = 1) -> None:
     """Run truedepth in a folder.
 
     Raises:
-        AssertionError: it ends with another exit code than 0.
+        pytest.fail.Exception: it ends with another exit code than 0 at each attempt.
     """
     before = Path.cwd()
     os.chdir(folder)
     try:
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
+        for _ in range(attempts):
+            with pytest.raises(SystemExit) as ended:
+                main(arguments)
+            if ended.value.code == 0:
+                return
     finally:
         os.chdir(before)
-    assert ended.value.code == 0, arguments
+    pytest.fail(f"exit code {ended.value.code}: truedepth {shlex.join(arguments)}")
 
 
 def tiny(text: str) -> str:
@@ -234,7 +243,8 @@ def run_block(block: Block, names: dict[str, Any], folder: Path) -> None:
         if "--profile" not in arguments:
             for option, value in SMALLER.get(words[1], {}).items():
                 arguments += [] if option in arguments else [option, value]
-        run_command(arguments, folder)
+        # A profile of a busy machine may be refused.
+        run_command(arguments, folder, attempts=4 if "--profile" in arguments else 1)
 
 
 @pytest.mark.slow

@@ -21,27 +21,11 @@ from truedepth.search.plan_job import PEERS, optimize
 from truedepth.search.plan_results import RESULTS_FILE, Results
 from truedepth.search.recipe import Recipe, Windows
 
-PROFILE = """
-description: one slow device, for tests
-devices: 1
-bytes_per_value: 4
-memory_bytes_per_second: {value: 1.0e+6, source: made up}
-flops_per_second: {value: 1.0e+15, source: made up}
-stacks:
-  none:
-    description: launches cost nothing
-    kernels_per_layer: {value: 0, source: made up}
-    kernels_outside: {value: 0, source: made up}
-    kernel_launch_seconds: {value: 0, source: made up}
-"""
-
 
 @pytest.fixture(scope="module")
-def recipe(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    profile = tmp_path_factory.mktemp("hardware") / "slow.yaml"
-    profile.write_text(PROFILE, encoding="utf-8")
+def recipe(tiny_folder: Path, made_up_hardware: Path) -> Recipe:
     windows = Windows(calibration=1, validation=1, test=1)
-    return Recipe(model=str(tiny_folder), target="speedup", value=1.3, hardware=str(profile), windows=windows)
+    return Recipe(model=str(tiny_folder), target="speedup", value=1.3, hardware=str(made_up_hardware), windows=windows)
 
 
 @pytest.fixture(scope="module")
