@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -127,4 +126,4 @@ def spin() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

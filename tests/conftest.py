@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,15 +71,30 @@ _SHAPE: dict[str, Any] = {
 _built: dict[str, Any] = {}
 
 
+@contextmanager
+def _as_many_threads_afterwards() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Tiny matrices run fastest on one thread, and workers of a parallel run do not fight for cores."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with _as_many_threads_afterwards():
+        torch.set_num_threads(1)
+        yield
+
+
+@pytest.fixture
+def threads_afterwards() -> Iterator[None]:
+    """For tests that change how many threads PyTorch takes: as many as before when they end."""
+    with _as_many_threads_afterwards():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +48,7 @@ def test_the_environment_stands() -> None:
     assert settled("all", 1, GOMP_SPINCOUNT="5") == ["1", "5", "None"]
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("threads_afterwards")
 def test_a_command_computes_with_them(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
     sizes = ("--prompt-tokens", "4", "--new-tokens", "3", "--repeats", "3")

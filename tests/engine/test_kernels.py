@@ -149,14 +149,7 @@ def test_a_tokens_attention_is_the_same_bits_among_others(span: int, dtype: torc
         assert alone[:, 0].equal(together[:, token])
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("threads_afterwards")
 def test_any_number_of_threads_computes_the_same_bits() -> None:
     """Also more than there are processors, changed from call to call, and in a process that was forked."""
     layout, rows = lay_out(numbers(3000, 64), None), numbers(3, 64, seed=1)
@@ -171,7 +164,7 @@ def test_any_number_of_threads_computes_the_same_bits() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("threads_afterwards")
 def test_several_threads_of_a_program_may_call_them_at_once() -> None:
     torch.set_num_threads(2)
     layouts = [lay_out(numbers(2000, 48, seed=seed), None) for seed in range(4)]

@@ -9,9 +9,10 @@ import click
 
 from truedepth.errors import UsageError
 
-_COUNT = "OMP_NUM_THREADS"
+_COUNT, _WAITING = "OMP_NUM_THREADS", ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+"""Variables of the environment: the number of threads, and those that say how they wait."""
 
-_WAITING, _LOOKS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"), 1000
+_LOOKS = 1000
 """A waiting thread of PyTorch's OpenMP runtime (GNU's) looks so often before it sleeps: some ten microseconds. By
 itself it spins for milliseconds, and two programs that do so on one machine keep each other from running."""
 

@@ -53,14 +53,19 @@ class Job(Generic[AnyRecipe]):
         sizes = Sizes(**self.recipe.windows.model_dump())
         return read_texts(self.recipe.text, self.loaded.tokenizer, sizes, self.recipe.seed)
 
-    def machine(self, bandwidth: Callable[[torch.device], float] = read_bandwidth) -> MachineRecord:
-        """This machine.
+    def bandwidth(self, measure: Callable[[torch.device], float] = read_bandwidth) -> float:
+        """Bytes per second at which the model's device reads its memory, measured once.
 
         Args:
-            bandwidth: measures the bytes per second at which a device reads its memory.
+            measure: what measures it.
         """
         device = self.loaded.model.device
-        return machine_record(device, self.journal.remember("machine", "bandwidth", lambda: bandwidth(device)))
+        found: float = self.journal.remember("machine", "bandwidth", lambda: measure(device))
+        return found
+
+    def machine(self, measure: Callable[[torch.device], float] = read_bandwidth) -> MachineRecord:
+        """This machine; see `bandwidth`."""
+        return machine_record(self.loaded.model.device, self.bandwidth(measure))
 
     def facts(self) -> dict[str, Any]:
         """The fields that the results of both jobs have, but for the machine."""

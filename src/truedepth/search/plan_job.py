@@ -194,7 +194,7 @@ class PlanJob:
             repeats=7,
             progress=self.job.progress,
         )
-        bandwidth = self.job.machine().bandwidth_bytes_per_second
+        bandwidth = self.job.bandwidth()
         work = DecodeWork.of(model, context=PROMPT_TOKENS + NEW_TOKENS)
         ratio = comparison.ratios["plan"]
         speeds = {

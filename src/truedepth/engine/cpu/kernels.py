@@ -219,14 +219,8 @@ def _built() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             linked = Path(aside) / "kernels.so"
-            _run(
-                compiler,
-                *_FLAGS,
-                "-shared",
-                *(str(path) for path in _SOURCES if path.suffix == ".c"),
-                "-o",
-                str(linked),
-            )
+            parts = [str(path) for path in _SOURCES if path.suffix == ".c"]
+            _run(compiler, *_FLAGS, "-shared", *parts, "-lm", "-o", str(linked))
             linked.replace(built)
     return built
 

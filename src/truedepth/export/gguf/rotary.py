@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from truedepth.errors import UnsupportedModelError
-from truedepth.models.gguf.rotary import FREQUENCY_FACTORS, LLAMA3, LONG_FACTORS, SHORT_FACTORS, llama3_factors
+from truedepth.models.gguf.rotary import (
+    FREQUENCY_FACTORS,
+    LLAMA3,
+    LONG_FACTORS,
+    SHORT_FACTORS,
+    llama3_factors,
+    yarn_attention,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +89,7 @@ def _yarn(given: dict[str, Any]) -> dict[str, Any]:
         "rope.scaling.factor": factor,
         "rope.scaling.original_context_length": int(given["original_max_position_embeddings"]),
     }
-    usual = 0.1 * math.log(factor) + 1.0  # what llama.cpp computes by itself
+    usual = yarn_attention(factor)  # which llama.cpp computes by itself
     attention = float(given.get("attention_factor") or usual)
     return keys if math.isclose(attention, usual) else keys | {"rope.scaling.attn_factor": attention / usual}
 

@@ -64,7 +64,7 @@ def _scaling(file: GgufFile, base: float, head_dim: int) -> dict[str, Any]:
             "rope_type": "yarn",
             "factor": factor,
             "original_max_position_embeddings": int(_original_length(file)),
-            "attention_factor": attention * (0.1 * math.log(factor) + 1.0),
+            "attention_factor": attention * yarn_attention(factor),
         }
     if attention != 1.0:
         raise _unsupported(file, f"has a 'rope.scaling.attn_factor' of {attention:g} beside the type '{kind}'")
@@ -77,6 +77,11 @@ def _scaling(file: GgufFile, base: float, head_dim: int) -> dict[str, Any]:
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
     raise _unsupported(file, f"scales positions by '{kind}'")
+
+
+def yarn_attention(factor: float) -> float:
+    """What YaRN multiplies sines and cosines with (arXiv 2309.00071), in llama.cpp and transformers alike."""
+    return 0.1 * math.log(factor) + 1.0
 
 
 def _original_length(file: GgufFile) -> int | float:
